@@ -1,0 +1,3 @@
+"""llm-grpc: text generation over gRPC on ONNX Runtime."""
+
+__version__ = "0.1.0"
