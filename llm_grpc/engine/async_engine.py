@@ -1,0 +1,153 @@
+"""The engine's thread, seen from the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from llm_grpc.engine.engine import Abort, Engine, Load, Stop
+from llm_grpc.engine.model_runner import ModelRunner
+from llm_grpc.engine.request import Event, FailedEvent, Request, TokenEvent
+from llm_grpc.engine.scheduler import Scheduler
+from llm_grpc.errors import EngineFailed
+from llm_grpc.sampling_params import SamplingParams
+
+log = logging.getLogger(__name__)
+
+
+class AsyncEngine:
+    """Hands requests to the engine thread through its inbox and gets a step's events back in one wake-up.
+
+    Everything but the thread itself lives on the event loop ``loop``. ``on_health`` is called on the loop
+    when ``is_healthy`` or ``is_alive`` may have changed.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: ModelRunner,
+        loop: asyncio.AbstractEventLoop,
+        on_health: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._engine = Engine(scheduler, runner, self._publish)
+        self._loop = loop
+        self._on_health = on_health
+        self._ids = itertools.count(1)
+        self._inboxes: dict[int, _Mailbox] = {}
+        self._was_healthy = True
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="llm-grpc-engine", daemon=True)
+
+    @property
+    def load(self) -> Load:
+        """How busy the engine was after its last step."""
+        return self._engine.load
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether runs succeed."""
+        return self._engine.is_healthy and self.is_alive
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the step loop is there."""
+        return self._thread.is_alive() and not self._ended
+
+    def start(self) -> None:
+        """Start the engine thread."""
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """End the engine thread; requests still running get EngineFailed."""
+        self._engine.inbox.put(Stop())
+        await asyncio.to_thread(self._thread.join)
+
+    async def generate(
+        self, prompt_ids: Sequence[int], params: SamplingParams
+    ) -> AsyncGenerator[list[TokenEvent], None]:
+        """Yield the request's tokens, as many as have come since the last time, at least one.
+
+        Closing the iterator early frees the request's slot at the next step.
+
+        Raises:
+            EngineFailed: a run failed, or the step loop is gone.
+        """
+        if not self.is_alive:
+            raise EngineFailed("the engine is not running")
+        request_id = next(self._ids)
+        mailbox = self._inboxes[request_id] = _Mailbox()
+        self._engine.inbox.put(Request(request_id, prompt_ids, params))
+        ended = False
+        try:
+            while not ended:
+                events = await mailbox.take()
+                ended = any(e.finish_reason for e in events)
+                yield events
+        except EngineFailed:
+            ended = True
+            raise
+        finally:
+            del self._inboxes[request_id]
+            if not ended:
+                self._engine.inbox.put(Abort(request_id))
+
+    def _run(self) -> None:
+        try:
+            self._engine.run_until_stopped()
+        except BaseException:
+            log.exception("the step loop broke")
+            raise
+        finally:
+            try:
+                self._engine.fail_all()
+            finally:
+                self._loop.call_soon_threadsafe(self._end)
+
+    def _publish(self, events: Sequence[Event]) -> None:
+        """Engine thread: one wake-up of the loop for all the events of a step."""
+        if events:
+            self._loop.call_soon_threadsafe(self._deliver, events)
+
+    def _end(self) -> None:
+        """The step loop is gone: fail what it left, and what came after it last looked at its inbox."""
+        self._ended = True
+        for request_id, mailbox in self._inboxes.items():
+            mailbox.put(FailedEvent(request_id))
+        self._on_health()
+
+    def _deliver(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if mailbox := self._inboxes.get(event.request_id):
+                mailbox.put(event)
+        if self._was_healthy is not self.is_healthy:
+            self._was_healthy = self.is_healthy
+            self._on_health()
+
+
+class _Mailbox:
+    """The events of one request that its reader has not taken yet; at most ``max_tokens`` of them."""
+
+    def __init__(self) -> None:
+        self._events: list[TokenEvent] = []
+        self._failed = False
+        self._arrived = asyncio.Event()
+
+    def put(self, event: Event) -> None:
+        if isinstance(event, FailedEvent):
+            self._failed = True
+        else:
+            self._events.append(event)
+        self._arrived.set()
+
+    async def take(self) -> list[TokenEvent]:
+        """Return what came since the last time; a failure is raised after the tokens before it."""
+        if not self._failed:
+            await self._arrived.wait()
+            self._arrived.clear()
+        if not self._events:
+            raise EngineFailed("the engine failed while it computed this request")
+        events, self._events = self._events, []
+        return events

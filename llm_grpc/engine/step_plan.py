@@ -1,0 +1,56 @@
+"""What one step computes: plain frozen data from the scheduler to the model runner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llm_grpc.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRow:
+    """One token of a running sequence: ``token`` goes to ``position`` of ``slot``, after all before it."""
+
+    slot: int
+    token: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """Prompt tokens of one sequence: ``tokens`` go to positions ``start`` and on of ``slot``."""
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Choose the next token of ``request_id`` from the logits of packed token ``row``.
+
+    ``index`` counts the request's generated tokens from 0; with the seed it fixes the random draw.
+    """
+
+    request_id: int
+    row: int
+    index: int
+    params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """A packed batch: the decode rows come first, then the chunk's tokens. Never empty.
+
+    A slot that a plan does not name holds nothing that is needed later: a lowering may scribble into it.
+    """
+
+    decode: tuple[DecodeRow, ...]
+    chunk: PrefillChunk | None
+    samples: tuple[Sample, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Packed tokens of the step."""
+        return len(self.decode) + (len(self.chunk.tokens) if self.chunk else 0)
