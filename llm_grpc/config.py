@@ -1,0 +1,94 @@
+"""The configuration: a few frozen dataclasses. Each field is one flag, one variable, one file key.
+
+``max_running`` is ``--max-running``, ``LLM_GRPC_MAX_RUNNING`` and ``max_running:`` in the YAML file. A flag
+beats the environment, which beats the file, which beats the default written here. A value out of its range
+raises ``pydantic.ValidationError`` naming field, value and limit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+EMBEDDED_MODEL = Path(__file__).parent / "embedded"
+"""The model directory that ships with the package."""
+
+MAX_TEMPERATURE = 2.0
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_BYTES = 256
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is served, and what a request gets where it asks for nothing."""
+
+    model: Path = EMBEDDED_MODEL
+    """Model directory, as written by `llm-grpc export`."""
+
+    model_name: str = ""
+    """Name that requests use; empty means the name in the model's manifest."""
+
+    max_tokens: Annotated[int, Field(ge=1)] = 128
+    """Tokens to generate where a request's max_tokens is 0."""
+
+    temperature: Annotated[float, Field(ge=0, le=MAX_TEMPERATURE, allow_inf_nan=False)] = 0.0
+    """Temperature where a request sets none; 0 is greedy."""
+
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+    """Nucleus where a request sets none; 1 keeps all tokens."""
+
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Most likely tokens kept where a request sets none; 0 keeps all."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class EngineConfig:
+    """How much runs at once."""
+
+    max_running: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Requests that decode together; each owns a slot of the key-value cache."""
+
+    max_waiting: Annotated[int, Field(ge=0, le=1_000_000)] = 256
+    """Admitted requests that wait for a slot; one more is refused with RESOURCE_EXHAUSTED."""
+
+    max_context_tokens: Annotated[int, Field(ge=0)] = 0
+    """Longest prompt and text together; 0 means the model's own limit."""
+
+    chunk_tokens: Annotated[int, Field(ge=1, le=8192)] = 256
+    """Most prompt tokens that one step prefills beside the decoding requests."""
+
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Threads of ONNX Runtime; 0 means one for each CPU this process may use."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ServerConfig:
+    """Where and how the server listens, and how it stops."""
+
+    address: str = "0.0.0.0:50051"
+    """Address of the data plane, HOST:PORT; port 0 picks a free one."""
+
+    metrics_address: str = "0.0.0.0:9464"
+    """Address of the Prometheus endpoint /metrics, HOST:PORT; empty turns it off."""
+
+    admin_address: str = "127.0.0.1:50052"
+    """Address of AdminService, HOST:PORT; empty turns it off."""
+
+    max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 4 * 1024 * 1024
+    """Largest request message; gRPC's own default."""
+
+    drain_window_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 5.0
+    """Seconds after SIGTERM during which health says NOT_SERVING and calls are still accepted."""
+
+    drain_limit_s: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)] = 30.0
+    """Seconds after the window that running calls get to finish."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level of the lines that are logged."""

@@ -1,0 +1,162 @@
+"""The packed step as optimum's exporter sees it: inputs, outputs, example values and the traced forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from optimum.exporters.onnx.base import OnnxConfig
+from optimum.utils import DummyInputGenerator, NormalizedTextConfig
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from llm_grpc import graph_names as names
+from llm_grpc.export.attention import ATTENTION, StepTrace, current_step
+from llm_grpc.manifest import KvCache
+
+PAST = "past"
+
+
+def kv_cache_of(config: PretrainedConfig) -> KvCache:
+    """The cache's shape for a decoder's configuration."""
+    heads = config.num_attention_heads
+    return KvCache(
+        num_layers=config.num_hidden_layers,
+        num_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        dtype="float32",
+    )
+
+
+class _StepInputs(DummyInputGenerator):
+    """Example values: two decode rows at lengths 1, then a chunk of three tokens."""
+
+    SUPPORTED_INPUT_NAMES = (*names.STEP_INPUTS, PAST)
+
+    def __init__(self, task: str, normalized_config: NormalizedTextConfig, **_: Any) -> None:
+        self._kv = kv_cache_of(normalized_config.config)
+
+    def generate(self, input_name: str, *_: Any, **__: Any) -> Any:
+        """The value of one input."""
+        if input_name == PAST:
+            shape = (self._kv.num_heads, 16, self._kv.head_dim)
+            layer = tuple(torch.zeros(batch, *shape) for batch in (2, 2, 1, 1))
+            return [layer for _ in range(self._kv.num_layers)]
+        return {
+            names.INPUT_IDS: torch.ones(1, 5, dtype=torch.int64),
+            names.POSITION_IDS: torch.tensor([[1, 1, 0, 1, 2]]),
+            names.LOGIT_ROWS: torch.tensor([0, 4]),
+            names.SPLIT: torch.tensor([2, 3]),
+            names.DECODE_SEQLENS: torch.tensor([1, 1], dtype=torch.int32),
+            names.DECODE_TOTAL: torch.tensor(2, dtype=torch.int32),
+            names.CHUNK_SEQLENS: torch.tensor([2], dtype=torch.int32),
+            names.CHUNK_TOTAL: torch.tensor(3, dtype=torch.int32),
+        }[input_name]
+
+
+class PackedStepConfig(OnnxConfig):
+    """optimum's description of the packed step."""
+
+    NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
+    DUMMY_INPUT_GENERATOR_CLASSES = (_StepInputs,)
+
+    @property
+    def inputs(self) -> dict[str, dict[int, str]]:
+        """Input names and their dynamic axes."""
+        return {
+            names.INPUT_IDS: {1: "tokens"},
+            names.POSITION_IDS: {1: "tokens"},
+            names.LOGIT_ROWS: {0: "rows"},
+            names.SPLIT: {},
+            names.DECODE_SEQLENS: {0: "decode_rows"},
+            names.DECODE_TOTAL: {},
+            names.CHUNK_SEQLENS: {},
+            names.CHUNK_TOTAL: {},
+            **self._caches(names.past),
+        }
+
+    @property
+    def outputs(self) -> dict[str, dict[int, str]]:
+        """Output names and their dynamic axes."""
+        return {names.LOGITS: {0: "rows"}, **self._caches(names.present)}
+
+    def _caches(self, name: Any) -> dict[str, dict[int, str]]:
+        axes = {"decode": {0: "decode_rows", 2: "capacity"}, "chunk": {2: "capacity"}}
+        layers = range(kv_cache_of(self._config).num_layers)
+        return {
+            name(i, kind, half): axes[half] for i in layers for half in names.HALVES for kind in names.KINDS
+        }
+
+    def generate_dummy_inputs(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """Example values for every input, in the order of the traced forward."""
+        generator = _StepInputs(self.task, self._normalized_config)
+        return {name: generator.generate(name) for name in _StepInputs.SUPPORTED_INPUT_NAMES}
+
+    def rename_ambiguous_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Names stay as they are."""
+        return inputs
+
+    def ordered_inputs(self, _: PreTrainedModel) -> dict[str, dict[int, str]]:
+        """The graph's inputs in the order of the traced forward."""
+        return self.inputs
+
+    @contextmanager
+    def patch_model_for_export(self, model: PreTrainedModel, *_: Any, **__: Any) -> Iterator[None]:
+        """Give the model the packed step as its forward while it is traced."""
+        forward, implementation = model.forward, model.config._attn_implementation
+        model.set_attn_implementation(ATTENTION)
+        model.forward = _packed_forward(model, forward)
+        try:
+            yield
+        finally:
+            model.forward = forward
+            model.set_attn_implementation(implementation)
+
+
+def _packed_forward(model: PreTrainedModel, forward: Any) -> Any:
+    """The step: the base model over the packed tokens, its head over the gathered rows alone."""
+
+    def packed(
+        input_ids: torch.Tensor, position_ids: torch.Tensor, logit_rows: torch.Tensor, split: torch.Tensor,
+        decode_seqlens: torch.Tensor, decode_total: torch.Tensor,
+        chunk_seqlens: torch.Tensor, chunk_total: torch.Tensor, past: list[Any],
+    ) -> dict[str, Any]:  # fmt: skip
+        step = StepTrace(split, decode_seqlens, decode_total, chunk_seqlens, chunk_total, past)
+        token = current_step.set(step)
+        try:
+            hidden = model.base_model(
+                input_ids=input_ids, position_ids=position_ids, use_cache=False
+            ).last_hidden_state
+            logits = _head(model, forward, input_ids, hidden[0].index_select(0, logit_rows)[None])
+        finally:
+            current_step.reset(token)
+        return {
+            names.LOGITS: logits.float(),
+            "present": [step.present[layer] for layer in sorted(step.present)],
+        }
+
+    return packed
+
+
+def _head(
+    model: PreTrainedModel, forward: Any, input_ids: torch.Tensor, hidden: torch.Tensor
+) -> torch.Tensor:
+    """The causal model's own forward on ``hidden [1, R, h]`` instead of its base model: ``[R, vocabulary]``.
+
+    What comes after the base model (scaling, caps, biases) is the architecture's own code that way.
+    """
+
+    class Gathered(torch.nn.Module):
+        def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
+            return BaseModelOutputWithPast(last_hidden_state=hidden)
+
+    name = model.base_model_prefix
+    base = getattr(model, name)
+    model._modules[name] = Gathered()
+    try:
+        logits: torch.Tensor = forward(input_ids=input_ids).logits[0]
+    finally:
+        model._modules[name] = base
+    return logits

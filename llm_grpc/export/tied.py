@@ -1,0 +1,34 @@
+"""Tied weights, stored once."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+
+def share_transposed(model: onnx.ModelProto) -> None:
+    """Replace every initializer that is another one transposed by a Transpose node over that one.
+
+    The exporter folds the transposition of a tied output projection into a second copy of the embedding;
+    ONNX Runtime folds it again at load time, so the node costs nothing in a run.
+    """
+    matrices = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if len(t.dims) == 2}
+    originals: dict[bytes, str] = {}
+    for name, matrix in matrices.items():
+        twin = originals.get(_key(matrix.T))
+        if twin and np.array_equal(matrices[twin].T, matrix):
+            _remove(model.graph, name)
+            model.graph.node.insert(0, helper.make_node("Transpose", [twin], [name], perm=[1, 0]))
+        else:
+            originals[_key(matrix)] = name
+
+
+def _key(matrix: np.ndarray) -> bytes:
+    """Shape and diagonal: equal for equal matrices, cheap to compare."""
+    return repr(matrix.shape).encode() + matrix.diagonal().tobytes()
+
+
+def _remove(graph: onnx.GraphProto, name: str) -> None:
+    index = next(i for i, tensor in enumerate(graph.initializer) if tensor.name == name)
+    del graph.initializer[index]

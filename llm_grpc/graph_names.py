@@ -1,0 +1,49 @@
+"""The exported step's inputs and outputs: what export writes and the runtime binds.
+
+=================  ==============  =======================================================================
+name               type, shape     meaning
+=================  ==============  =======================================================================
+input_ids          int64 [1, T]    packed tokens: D decode rows, then the chunk's C tokens; T = D + C
+position_ids       int64 [1, T]    the position of each in its sequence
+logit_rows         int64 [R]       the packed tokens that need logits
+split              int64 [2]       D and C, each at least 1: an idle half holds one dummy token
+decode_seqlens     int32 [D]       tokens already cached in each decode row's slot
+decode_total       int32 []        the most tokens that a decode row attends to, its own included
+chunk_seqlens      int32 [1]       tokens cached after the chunk, less 1
+chunk_total        int32 []        tokens cached after the chunk
+past.<layer>.…     [D or 1, heads, capacity, head_dim]: the cache of the decode rows' slots and the chunk's
+=================  ==============  =======================================================================
+
+Outputs are ``logits`` float32 ``[R, vocabulary]`` and ``present.<layer>.…``, bound to the memory of ``past``.
+"""
+
+from __future__ import annotations
+
+INPUT_IDS, POSITION_IDS, LOGIT_ROWS, SPLIT = "input_ids", "position_ids", "logit_rows", "split"
+DECODE_SEQLENS, DECODE_TOTAL = "decode_seqlens", "decode_total"
+CHUNK_SEQLENS, CHUNK_TOTAL = "chunk_seqlens", "chunk_total"
+LOGITS = "logits"
+
+STEP_INPUTS = (
+    INPUT_IDS,
+    POSITION_IDS,
+    LOGIT_ROWS,
+    SPLIT,
+    DECODE_SEQLENS,
+    DECODE_TOTAL,
+    CHUNK_SEQLENS,
+    CHUNK_TOTAL,
+)
+
+HALVES = ("decode", "chunk")
+KINDS = ("key", "value")
+
+
+def past(layer: int, kind: str, half: str) -> str:
+    """Name of a cache input."""
+    return f"past.{layer}.{kind}.{half}"
+
+
+def present(layer: int, kind: str, half: str) -> str:
+    """Name of a cache output."""
+    return f"present.{layer}.{kind}.{half}"

@@ -1,0 +1,131 @@
+"""The manifest of a model directory: the contract between export and runtime."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from llm_grpc.errors import ManifestError
+
+MANIFEST = "manifest.json"
+FORMAT: Final = 1
+"""Version of the manifest and of the graph's interface. A change that older code would misread raises it."""
+
+_Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FileEntry(_Strict):
+    """One file of the directory: its size in bytes and the SHA-256 of its content in hexadecimal."""
+
+    size_bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class KvCache(_Strict):
+    """The key-value cache: a key and a value tensor ``[slots, heads, tokens, head_dim]`` for each layer."""
+
+    num_layers: _Count
+    num_heads: _Count
+    head_dim: _Count
+    dtype: Literal["float32"]
+
+
+class Manifest(_Strict):
+    """What a model directory holds. ``graph``, ``tokenizer`` and ``files`` are names inside the directory."""
+
+    format: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    architecture: str
+    lowering: Literal["slots"]
+    weights: Literal["fp32"]
+    graph: str
+    tokenizer: str
+    chat_template: str | None
+    vocabulary_size: _Count
+    context_tokens: Annotated[int, Field(ge=2, le=2**31 - 1)]
+    eos_token_ids: Annotated[tuple[int, ...], Field(min_length=1, strict=False)]
+    kv_cache: KvCache
+    files: dict[str, FileEntry]
+    versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _check(self) -> Manifest:
+        for name in (self.graph, self.tokenizer):
+            if name not in self.files:
+                raise ValueError(f"{name} is not among files")
+        for name in self.files:
+            if Path(name).name != name:
+                raise ValueError(f"the file name {name!r} leads out of the directory")
+        for token in self.eos_token_ids:
+            if not 0 <= token < self.vocabulary_size:
+                raise ValueError(f"eos_token_ids: {token} is not in the vocabulary of {self.vocabulary_size}")
+        return self
+
+
+def load_manifest(model_dir: Path) -> Manifest:
+    """Read and check the manifest of ``model_dir`` and the presence and size of the files it lists.
+
+    Raises:
+        ManifestError: the directory, the manifest or a file is missing, damaged or of another version.
+    """
+    path = model_dir / MANIFEST
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ManifestError(
+            f"{model_dir} is not a model directory: cannot read {path}: {error.strerror}"
+        ) from None
+    manifest = _parse(path, text)
+    for name, entry in manifest.files.items():
+        _check_size(model_dir / name, entry.size_bytes)
+    return manifest
+
+
+def manifest_digest(model_dir: Path) -> str:
+    """``sha256:`` and the digest of the manifest's bytes, which hold the digest of every other file."""
+    return "sha256:" + hashlib.sha256((model_dir / MANIFEST).read_bytes()).hexdigest()
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Measure one file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return FileEntry(size_bytes=path.stat().st_size, sha256=digest)
+
+
+class _Versioned(BaseModel):
+    format: int
+
+
+def _parse(path: Path, text: bytes) -> Manifest:
+    try:
+        found = _Versioned.model_validate_json(text).format
+        if found != FORMAT:
+            raise ManifestError(
+                f"{path} has format {found}, and this version reads format {FORMAT}: export again"
+            )
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise ManifestError(f"{path} is damaged: {where}: {first['msg']}") from None
+
+
+def _check_size(path: Path, expected: int) -> None:
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise ManifestError(
+            f"{path} is listed in the manifest and cannot be read: {error.strerror}"
+        ) from None
+    if found != expected:
+        raise ManifestError(
+            f"{path} has {found} bytes, and the manifest says {expected}: export or copy it again"
+        )

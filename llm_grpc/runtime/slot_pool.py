@@ -1,0 +1,34 @@
+"""The key-value cache as a pool of slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_grpc.graph_names import KINDS
+from llm_grpc.manifest import KvCache
+
+KvTensor = NDArray[np.float32]
+
+
+class SlotPool:
+    """``num_slots`` slots and a scratch slot: ``[num_slots + 1, heads, capacity, head_dim]`` for each layer
+    and kind.
+
+    The memory is zero pages until it is touched, so it costs what is used. Kernels write into it through the
+    pointers of its views.
+    """
+
+    def __init__(self, shape: KvCache, num_slots: int, capacity: int) -> None:
+        self.scratch = num_slots
+        size = (num_slots + 1, shape.num_heads, capacity, shape.head_dim)
+        self._tensors = {
+            (layer, kind): np.zeros(size, shape.dtype) for layer in range(shape.num_layers) for kind in KINDS
+        }
+
+    def views(self, first: int, count: int) -> Iterator[tuple[int, str, KvTensor]]:
+        """Layer, kind and the view of ``count`` slots from ``first`` on, for every tensor."""
+        for (layer, kind), tensor in self._tensors.items():
+            yield layer, kind, tensor[first : first + count]

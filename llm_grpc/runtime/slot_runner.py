@@ -1,0 +1,112 @@
+"""The model runner of the slots lowering."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from llm_grpc import graph_names as names
+from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, StepPlan
+from llm_grpc.errors import ManifestError
+from llm_grpc.manifest import Manifest
+from llm_grpc.runtime.bindings import StepBindings
+from llm_grpc.runtime.sampler import sample_tokens
+from llm_grpc.runtime.session import open_session
+from llm_grpc.runtime.slot_pool import SlotPool
+
+
+class SlotRunner:
+    """Runs plans on a graph with two GroupQueryAttention nodes a layer: for the decode rows, for the chunk.
+
+    The decode half's batch is slots 0 to the highest decoding one, so a slot in between that does not
+    decode takes a dummy row; an idle half takes one dummy token. Dummies write where nothing is read:
+    position 0 of a slot that the plan does not name, behind the chunk in the chunk's slot, the scratch slot.
+    """
+
+    def __init__(
+        self, model_dir: Path, manifest: Manifest, num_slots: int, context_tokens: int, threads: int = 0
+    ) -> None:
+        session = open_session(model_dir / manifest.graph, threads)
+        _check_interface(session, manifest)
+        self._vocabulary = manifest.vocabulary_size
+        self._pool = SlotPool(manifest.kv_cache, num_slots, context_tokens)
+        self._bindings = StepBindings(session, self._pool)
+
+    @property
+    def num_binds(self) -> int:
+        """Binds since the start; a counter for tests and benchmarks."""
+        return self._bindings.num_binds
+
+    def run(self, plan: StepPlan) -> Sequence[int]:
+        """Compute the plan and return one token id for each of its samples."""
+        return sample_tokens(self.logits(plan), plan.samples)
+
+    def logits(self, plan: StepPlan) -> NDArray[np.float32]:
+        """Compute the plan and return the logits ``[samples, vocabulary]``, valid until the next run."""
+        decode = _dense(plan)
+        chunk = plan.chunk or PrefillChunk(self._pool.scratch, 0, (0,))
+        rows = [_packed_row(sample.row, plan, decode) for sample in plan.samples]
+        self._put(decode, chunk, rows or [0])
+        logits = self._bindings.logits(max(len(rows), 1), self._vocabulary)
+        self._bindings.run()
+        return logits[: len(rows)]
+
+    def _put(self, decode: list[DecodeRow], chunk: PrefillChunk, rows: list[int]) -> None:
+        put, length = self._bindings.put, len(chunk.tokens)
+        past = [row.position for row in decode]
+        put(names.INPUT_IDS, [[*(row.token for row in decode), *chunk.tokens]], np.int64)
+        put(names.POSITION_IDS, [[*past, *range(chunk.start, chunk.start + length)]], np.int64)
+        put(names.LOGIT_ROWS, rows, np.int64)
+        put(names.SPLIT, [len(decode), length], np.int64)
+        put(names.DECODE_SEQLENS, past, np.int32)
+        put(names.DECODE_TOTAL, max(past) + 1, np.int32)
+        put(names.CHUNK_SEQLENS, [chunk.start + length - 1], np.int32)
+        put(names.CHUNK_TOTAL, chunk.start + length, np.int32)
+        self._bindings.put_slots("decode", 0, len(decode))
+        self._bindings.put_slots("chunk", chunk.slot, 1)
+
+
+def _dense(plan: StepPlan) -> list[DecodeRow]:
+    """The decode rows in slot order, with a dummy in every hole and at least one row."""
+    by_slot = {row.slot: row for row in plan.decode}
+    end = max(by_slot, default=0) + 1
+    return [by_slot.get(slot) or _dummy(slot, plan.chunk) for slot in range(end)]
+
+
+def _dummy(slot: int, chunk: PrefillChunk | None) -> DecodeRow:
+    in_chunk = chunk is not None and chunk.slot == slot
+    return DecodeRow(slot, 0, chunk.start + len(chunk.tokens) if chunk and in_chunk else 0)
+
+
+def _packed_row(row: int, plan: StepPlan, decode: list[DecodeRow]) -> int:
+    """The plan's packed row, moved by the dummies before it."""
+    if row < len(plan.decode):
+        return plan.decode[row].slot
+    return row - len(plan.decode) + len(decode)
+
+
+def _check_interface(session: ort.InferenceSession, manifest: Manifest) -> None:
+    """Raise ManifestError unless the graph takes and gives the shapes that the manifest states."""
+    kv = manifest.kv_cache
+    shapes = {node.name: node.shape for node in (*session.get_inputs(), *session.get_outputs())}
+    wanted: dict[str, list[int | None]] = {names.LOGITS: [None, manifest.vocabulary_size]}
+    for layer in range(kv.num_layers):
+        for kind in names.KINDS:
+            for half in names.HALVES:
+                wanted[names.past(layer, kind, half)] = [None, kv.num_heads, None, kv.head_dim]
+    for name, shape in wanted.items():
+        found = shapes.get(name)
+        if found is None or not _fits(found, shape):
+            raise ManifestError(f"the graph's {name} is {found}, and the manifest says {shape}: export again")
+    if names.past(kv.num_layers, "key", "decode") in shapes:
+        raise ManifestError(
+            f"the graph has more than the {kv.num_layers} layers of the manifest: export again"
+        )
+
+
+def _fits(found: Sequence[object], wanted: Sequence[int | None]) -> bool:
+    return len(found) == len(wanted) and all(w in (None, f) for f, w in zip(found, wanted, strict=True))
