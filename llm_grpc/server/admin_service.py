@@ -1,0 +1,19 @@
+"""``llm_grpc.v1.AdminService``, served on the admin address alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llm_grpc.v1 import admin_pb2, admin_pb2_grpc
+
+
+class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
+    """Takes the load from a function, so that it knows nothing of the server around it."""
+
+    def __init__(self, load: Callable[[], admin_pb2.GetLoadResponse]) -> None:
+        self._load = load
+
+    async def GetLoad(self, request: admin_pb2.GetLoadRequest, context: Any) -> admin_pb2.GetLoadResponse:
+        """The load at this moment."""
+        return self._load()

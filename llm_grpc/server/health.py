@@ -1,0 +1,71 @@
+"""``grpc.health.v1`` with the names of the health contract.
+
+========================  ==================================================================
+``""``, each service,     ready for traffic: NOT_SERVING while loading, while the engine fails
+``model/<name>``          and from the first moment of a drain
+``live``                  the process and its step loop are there
+========================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+LIVE = "live"
+
+_STATUS = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb2.HealthCheckResponse.NOT_SERVING}
+
+
+class Health:
+    """Says what is ready. Watchers are told of changes alone."""
+
+    def __init__(self, services: tuple[str, ...], model_name: str) -> None:
+        self._ready_names = ("", *services, f"model/{model_name}")
+        self._servicer = _EndableHealthServicer()
+        self._said: dict[str, bool] = {}
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve the health service on ``server``."""
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+
+    @property
+    def is_ready(self) -> bool:
+        """What was said last for the data plane."""
+        return self._said.get("", False)
+
+    async def set_ready(self, ready: bool) -> None:
+        """Say whether the data plane takes traffic."""
+        for name in self._ready_names:
+            await self._set(name, ready)
+
+    async def set_live(self, live: bool) -> None:
+        """Say whether the process works."""
+        await self._set(LIVE, live)
+
+    def end_watches(self) -> None:
+        """End every Watch with OK: they have no end of their own, and a drain waits for every call."""
+        self._servicer.ended.set()
+
+    async def _set(self, name: str, value: bool) -> None:
+        if self._said.get(name) is not value:
+            self._said[name] = value
+            await self._servicer.set(name, _STATUS[value])
+
+
+class _EndableHealthServicer(health.aio.HealthServicer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ended = asyncio.Event()
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
+        watch = asyncio.ensure_future(super().Watch(request, context))
+        ended = asyncio.ensure_future(self.ended.wait())
+        try:
+            await asyncio.wait((watch, ended), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            watch.cancel()
+            ended.cancel()

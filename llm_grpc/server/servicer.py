@@ -1,0 +1,58 @@
+"""The generation services: convert, call, convert."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import TypeAlias
+
+import grpc
+
+from llm_grpc.original import llm_service_pb2, llm_service_pb2_grpc
+from llm_grpc.server.convert import to_response, to_sampling_params
+from llm_grpc.server.models import Models
+from llm_grpc.v1 import llm_pb2_grpc
+from llm_grpc.v1.llm_pb2 import GenerateTextRequest as Request
+from llm_grpc.v1.llm_pb2 import GenerateTextResponse as Response
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Request, Response]"
+
+
+class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
+    """``llm_grpc.v1.LLMService``."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    async def GenerateText(self, request: Request, context: Context) -> Response:
+        """The whole text: the stream's messages joined."""
+        parts = [part async for part in self.StreamGenerateText(request, context)]
+        response = parts[-1]
+        response.generated_text = "".join(part.generated_text for part in parts)
+        response.sequence = 0
+        return response
+
+    async def StreamGenerateText(self, request: Request, context: Context) -> AsyncIterator[Response]:
+        """The text as it is generated."""
+        model = self._models.get(request.model)
+        params = to_sampling_params(request, model)
+        async with aclosing(model.generator.generate(request.prompt, params)) as deltas:
+            sequence = 0
+            async for delta in deltas:
+                yield to_response(delta, sequence, params, model.name)
+                sequence += 1
+
+
+class OriginalServicer(llm_service_pb2_grpc.LLMServiceServicer):
+    """The package-less ``LLMService``: the same path, a response of one field."""
+
+    def __init__(self, servicer: LLMServicer) -> None:
+        self._servicer = servicer
+
+    async def GenerateText(
+        self, request: llm_service_pb2.TextGenerationRequest, context: Context
+    ) -> llm_service_pb2.TextGenerationResponse:
+        """The whole text."""
+        asked = Request(prompt=request.prompt, max_tokens=request.max_tokens, temperature=request.temperature)
+        answer = await self._servicer.GenerateText(asked, context)
+        return llm_service_pb2.TextGenerationResponse(generated_text=answer.generated_text)

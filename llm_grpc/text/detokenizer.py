@@ -1,0 +1,56 @@
+"""Token ids to text, one at a time, never half a character."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from llm_grpc.text.tokenizer import TextTokenizer
+
+_CONTEXT_TOKENS = 8
+"""Prompt tokens that the decoder sees before the first generated one, so that the leading space of a
+SentencePiece token survives."""
+
+_UNFINISHED = "\ufffd"
+"""What the decoders make of bytes that are no character, or not yet."""
+
+
+class Detokenizer:
+    """Decodes the generated tokens of one request; special tokens give no text.
+
+    Decoding looks at a short window of ids, because the text of a token depends on its neighbours: the
+    first ``_num_settled`` of them have given the first ``_num_shown`` characters of the window's text. (The
+    library's DecodeStream repeats a prompt that ends in U+FFFD, and raises where a byte-fallback decoder
+    takes back a character, so it is not used.)
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, prompt_ids: Sequence[int]) -> None:
+        self.num_prompt_tokens = len(prompt_ids)
+        self._tokenizer = tokenizer.raw
+        self._window = list(prompt_ids[-_CONTEXT_TOKENS:])
+        while _UNFINISHED in self._decode():  # the cut may have split a character
+            del self._window[0]
+        self._num_settled = len(self._window)
+        self._num_shown = len(self._decode())
+
+    def push(self, token_id: int) -> str:
+        """Take one token and return the text that is complete; bytes of an unfinished character wait."""
+        self._window.append(token_id)
+        text = self._decode()
+        if text.endswith(_UNFINISHED) or len(text) <= self._num_shown:
+            return ""
+        new = text[self._num_shown :]
+        del self._window[: self._num_settled]
+        self._num_settled = len(self._window)
+        self._num_shown = len(self._decode())
+        return new
+
+    def flush(self) -> str:
+        """Return what waited. Bytes that never became a character are shown as U+FFFD."""
+        text = self._decode()
+        new = text[self._num_shown :]
+        self._num_shown = len(text)
+        return new
+
+    def _decode(self) -> str:
+        text: str = self._tokenizer.decode(self._window, skip_special_tokens=True)
+        return text

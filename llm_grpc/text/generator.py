@@ -1,0 +1,102 @@
+"""From prompt text to generated text: admission, tokenizing, the engine's tokens, text, stop strings."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from llm_grpc.engine.async_engine import AsyncEngine
+from llm_grpc.engine.request import TokenEvent
+from llm_grpc.metrics import Metrics, RequestClock
+from llm_grpc.sampling_params import FinishReason, SamplingParams
+from llm_grpc.text.admission import Admission
+from llm_grpc.text.detokenizer import Detokenizer
+from llm_grpc.text.stop_strings import StopStringMatcher
+from llm_grpc.text.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """What came since the previous delta. The fields after ``text`` are set on the last one alone."""
+
+    text: str
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    stop_string: str | None = None
+    stop_token_id: int | None = None
+
+
+class TextGenerator:
+    """Serves text from one model. Lives on the event loop; all the state of a request is its coroutine's."""
+
+    def __init__(
+        self, tokenizer: TextTokenizer, engine: AsyncEngine, admission: Admission, metrics: Metrics
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._engine = engine
+        self._admission = admission
+        self._metrics = metrics
+
+    async def generate(self, prompt: str, params: SamplingParams) -> AsyncGenerator[TextDelta, None]:
+        """Yield the text of one request as it is generated; the last delta carries the finish reason.
+
+        Closing or cancelling the iterator frees the request's slot within one engine step.
+
+        Raises:
+            QueueFull: as many requests run and wait as the server admits.
+            PromptTooLong: the prompt has more tokens than the model takes.
+            EngineFailed: a run of the model failed.
+        """
+        with self._admission.permit():
+            clock = RequestClock(self._metrics)
+            prompt_ids = await self._tokenizer.encode(prompt)
+            clock.prompt(len(prompt_ids))
+            text = _Text(Detokenizer(self._tokenizer, prompt_ids), StopStringMatcher(params.stop_strings))
+            async with aclosing(self._engine.generate(prompt_ids, params)) as batches:
+                async for events in batches:
+                    delta = text.push(events, clock)
+                    if delta.finish_reason:
+                        clock.finished(delta.finish_reason)
+                    if delta.text or delta.finish_reason:
+                        yield delta
+                    if delta.finish_reason:
+                        return
+
+
+class _Text:
+    """Turns the token events of one request into deltas."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: StopStringMatcher) -> None:
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._num_tokens = 0
+
+    def push(self, events: list[TokenEvent], clock: RequestClock) -> TextDelta:
+        parts: list[str] = []
+        for event in events:
+            self._num_tokens += 1
+            clock.token()
+            reason, stop_string = event.finish_reason, None
+            if reason is not FinishReason.EOS:
+                stop_string = self._stops.push(self._detokenizer.push(event.token_id), parts)
+            if reason and stop_string is None:
+                stop_string = self._stops.push(self._detokenizer.flush(), parts)
+                if stop_string is None:
+                    self._stops.flush(parts)
+            if stop_string is not None:
+                reason = FinishReason.STOP
+            if reason:
+                return self._last("".join(parts), reason, stop_string, event.token_id)
+        return TextDelta("".join(parts))
+
+    def _last(self, text: str, reason: FinishReason, stop_string: str | None, token_id: int) -> TextDelta:
+        return TextDelta(
+            text=text,
+            finish_reason=reason,
+            prompt_tokens=self._detokenizer.num_prompt_tokens,
+            completion_tokens=self._num_tokens,
+            stop_string=stop_string,
+            stop_token_id=token_id if reason is FinishReason.EOS else None,
+        )

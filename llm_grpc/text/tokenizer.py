@@ -1,0 +1,48 @@
+"""Text to token ids, within the model's limits."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from llm_grpc.errors import InvalidParameter, ManifestError, PromptTooLong
+
+_INLINE_CHARACTERS = 4096
+"""Longer prompts are tokenized in a worker thread (the library releases the GIL), so that the event loop
+stays free; shorter ones take less than the hand-over."""
+
+
+class TextTokenizer:
+    """The model's tokenizer and the longest prompt it may make."""
+
+    def __init__(self, path: Path, max_prompt_tokens: int) -> None:
+        try:
+            self.raw = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ManifestError(f"cannot read the tokenizer {path}: {error}") from error
+        self.raw.no_truncation()
+        self.raw.no_padding()
+        self.max_prompt_tokens = max_prompt_tokens
+
+    async def encode(self, prompt: str) -> list[int]:
+        """Return the ids of ``prompt`` with the model's special tokens.
+
+        Raises:
+            PromptTooLong: there are more than ``max_prompt_tokens``.
+            InvalidParameter: there is none; some tokenizers drop spaces or characters they do not know.
+        """
+        if len(prompt) <= _INLINE_CHARACTERS:
+            ids = self._encode(prompt)
+        else:
+            ids = await asyncio.to_thread(self._encode, prompt)
+        if not ids:
+            raise InvalidParameter("prompt", "has 0 tokens for this model's tokenizer, and the least is 1")
+        if len(ids) > self.max_prompt_tokens:
+            raise PromptTooLong("prompt", f"has {len(ids)} tokens, and the limit is {self.max_prompt_tokens}")
+        return ids
+
+    def _encode(self, prompt: str) -> list[int]:
+        ids: list[int] = self.raw.encode(prompt).ids
+        return ids
