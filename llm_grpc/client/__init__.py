@@ -1,0 +1,23 @@
+"""The Python client: ``from llm_grpc.client import Client, AsyncClient``."""
+
+from llm_grpc.client.async_client import AsyncClient, AsyncTextStream
+from llm_grpc.client.errors import (
+    DeadlineExceeded,
+    FieldViolation,
+    InvalidRequest,
+    LLMError,
+    Unavailable,
+)
+from llm_grpc.client.sync_client import Client, TextStream
+
+__all__ = [
+    "Client",
+    "TextStream",
+    "AsyncClient",
+    "AsyncTextStream",
+    "LLMError",
+    "InvalidRequest",
+    "Unavailable",
+    "DeadlineExceeded",
+    "FieldViolation",
+]

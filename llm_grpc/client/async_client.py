@@ -1,0 +1,117 @@
+"""The asyncio client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Self, Unpack
+
+import grpc
+
+from llm_grpc.client.calls import CallDefaults
+from llm_grpc.client.channel import (
+    DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT_S,
+    ChannelOptions,
+    Metadata,
+    channel_options,
+)
+from llm_grpc.client.errors import translated
+from llm_grpc.client.health import LLM_SERVICE, HealthStatus, health_check, health_request, health_status
+from llm_grpc.client.requests import GenerateOptions, generate_request
+from llm_grpc.v1 import llm_pb2, llm_pb2_grpc, model_pb2, model_pb2_grpc
+
+
+class AsyncClient:
+    """``Client`` for asyncio: the same arguments, deadlines, retries and errors. It belongs to one loop."""
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        metadata: Metadata = (),
+        options: ChannelOptions = (),
+    ) -> None:
+        opts = channel_options(options)
+        if credentials:
+            self._channel = grpc.aio.secure_channel(address, credentials, opts)
+        else:
+            self._channel = grpc.aio.insecure_channel(address, opts)
+        self._llm = llm_pb2_grpc.LLMServiceStub(self._channel)
+        self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._health = health_check(self._channel)
+        self._call = CallDefaults(timeout_s, metadata)
+
+    async def generate(
+        self, prompt: str, *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> llm_pb2.GenerateTextResponse:
+        """Return the whole answer to `prompt`. ``GenerateOptions`` says what may be asked for."""
+        request = generate_request(prompt, options)
+        with translated():
+            return await self._llm.GenerateText(request, **self._call(timeout_s))
+
+    def stream(
+        self, prompt: str, *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> AsyncTextStream:
+        """Return the answer as it is generated; leaving the iterator cancels the call."""
+        request = generate_request(prompt, options)
+        return AsyncTextStream(self._llm.StreamGenerateText(request, **self._call(timeout_s)))
+
+    async def get_model(self, name: str = "", *, timeout_s: float | None = None) -> model_pb2.Model:
+        """Describe a model: its limits and effective defaults. Empty is the server's default model."""
+        request = model_pb2.GetModelRequest(name=name)
+        with translated():
+            return (await self._models.GetModel(request, **self._call(timeout_s))).model
+
+    async def health(self, service: str = LLM_SERVICE, *, timeout_s: float | None = None) -> HealthStatus:
+        """Return what the server says of `service` now: compare with "SERVING". Never retried."""
+        request = health_request(service)
+        with translated():
+            return health_status(await self._health(request, **self._call(timeout_s)))
+
+    async def close(self) -> None:
+        """Close the connection; calls in flight are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class AsyncTextStream(AsyncIterator[llm_pb2.GenerateTextResponse]):
+    """The messages of one stream. Closing it, leaving its ``async with`` or dropping it cancels the call."""
+
+    def __init__(
+        self, call: grpc.aio.UnaryStreamCall[llm_pb2.GenerateTextRequest, llm_pb2.GenerateTextResponse]
+    ) -> None:
+        self._call = call
+        self._messages = aiter(call)
+        self._closed = False
+
+    async def __anext__(self) -> llm_pb2.GenerateTextResponse:
+        if self._closed:
+            raise StopAsyncIteration
+        with translated():
+            return await anext(self._messages)
+
+    def close(self) -> None:
+        """Cancel the call unless it has ended; the iteration ends."""
+        self._closed = True
+        self._call.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._call.cancel()

@@ -1,0 +1,127 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Protocol, Self, Unpack
+
+import grpc
+
+from llm_grpc.client.calls import CallDefaults
+from llm_grpc.client.channel import (
+    DEFAULT_ADDRESS,
+    DEFAULT_TIMEOUT_S,
+    ChannelOptions,
+    Metadata,
+    channel_options,
+)
+from llm_grpc.client.errors import translated
+from llm_grpc.client.health import LLM_SERVICE, HealthStatus, health_check, health_request, health_status
+from llm_grpc.client.requests import GenerateOptions, generate_request
+from llm_grpc.v1 import llm_pb2, llm_pb2_grpc, model_pb2, model_pb2_grpc
+
+
+class Client:
+    """A connection to a server, for any number of threads. Close it, or use it as a context manager.
+
+    Every call has a deadline: `timeout_s` seconds, or the call's own; a stream's covers all of it. Failed
+    calls raise ``LLMError``; UNAVAILABLE and RESOURCE_EXHAUSTED are retried before that, within the deadline.
+    `metadata` goes with every call. `options` are gRPC channel options; they replace ours of the same name.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        metadata: Metadata = (),
+        options: ChannelOptions = (),
+    ) -> None:
+        opts = channel_options(options)
+        if credentials:
+            self._channel = grpc.secure_channel(address, credentials, opts)
+        else:
+            self._channel = grpc.insecure_channel(address, opts)
+        self._llm = llm_pb2_grpc.LLMServiceStub(self._channel)
+        self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._health = health_check(self._channel)
+        self._call = CallDefaults(timeout_s, metadata)
+
+    def generate(
+        self, prompt: str, *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> llm_pb2.GenerateTextResponse:
+        """Return the whole answer to `prompt`. ``GenerateOptions`` says what may be asked for."""
+        request = generate_request(prompt, options)
+        with translated():
+            return self._llm.GenerateText(request, **self._call(timeout_s))
+
+    def stream(
+        self, prompt: str, *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> TextStream:
+        """Return the answer as it is generated; leaving the iterator cancels the call."""
+        request = generate_request(prompt, options)
+        return TextStream(self._llm.StreamGenerateText(request, **self._call(timeout_s)))
+
+    def get_model(self, name: str = "", *, timeout_s: float | None = None) -> model_pb2.Model:
+        """Describe a model: its limits and effective defaults. Empty is the server's default model."""
+        request = model_pb2.GetModelRequest(name=name)
+        with translated():
+            return self._models.GetModel(request, **self._call(timeout_s)).model
+
+    def health(self, service: str = LLM_SERVICE, *, timeout_s: float | None = None) -> HealthStatus:
+        """Return what the server says of `service` now: compare with "SERVING". Never retried."""
+        request = health_request(service)
+        with translated():
+            return health_status(self._health(request, **self._call(timeout_s)))
+
+    def close(self) -> None:
+        """Close the connection; calls in flight are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Call(Protocol):
+    """What a blocking stream needs of gRPC's call."""
+
+    def __next__(self) -> llm_pb2.GenerateTextResponse: ...
+
+    def cancel(self) -> object: ...
+
+
+class TextStream(Iterator[llm_pb2.GenerateTextResponse]):
+    """The messages of one stream. Closing it, leaving its ``with`` or dropping it cancels the call."""
+
+    def __init__(self, call: _Call) -> None:
+        self._call = call
+        self._closed = False
+
+    def __next__(self) -> llm_pb2.GenerateTextResponse:
+        if self._closed:
+            raise StopIteration
+        with translated():
+            return next(self._call)
+
+    def close(self) -> None:
+        """Cancel the call unless it has ended; the iteration ends."""
+        self._closed = True
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._call.cancel()
