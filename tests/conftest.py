@@ -1,0 +1,57 @@
+"""What every test folder shares: programs of other languages, and the rule that CI skips nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def tool() -> Callable[[str], str]:
+    """Finds a program that `make tools` builds, or one on PATH. Without it the test is skipped."""
+    built = os.environ.get("LLM_GRPC_TOOLS") or _where_tools_are()
+
+    def find(name: str) -> str:
+        path = shutil.which(name, path=built) or shutil.which(name)
+        if path is None:
+            pytest.skip(f"{name} is missing: `make tools` builds it where Go is installed")
+        return path
+
+    return find
+
+
+def _where_tools_are() -> str:
+    return subprocess.check_output([REPOSITORY / ".ci/tools/build", "--where"], text=True).strip()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return _fail_if_skipped_in_ci((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _fail_if_skipped_in_ci((yield))
+
+
+def _fail_if_skipped_in_ci(report: Report) -> Report:
+    expected_failure = hasattr(report, "wasxfail")
+    if os.environ.get("CI") and report.skipped and not expected_failure:
+        report.outcome = "failed"
+        report.longrepr = f"in CI a skipped test is a failure: {report.longrepr}"
+    return report

@@ -1,0 +1,42 @@
+"""A model directory without a model: a tokenizer of single bytes and a manifest, for scripted runners."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from llm_grpc.manifest import MANIFEST, KvCache, Manifest, file_entry
+
+EOS = 256
+CONTEXT_TOKENS = 64
+
+
+def write_model_dir(directory: Path) -> Path:
+    """Ids are bytes (in the order of the byte-level alphabet), 256 is the end of the sequence."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<eos>"])
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "model.onnx").write_bytes(b"no graph: a scripted runner never opens it")
+    manifest = Manifest(
+        format=1,
+        name="scripted",
+        architecture="scripted",
+        lowering="slots",
+        weights="fp32",
+        graph="model.onnx",
+        tokenizer="tokenizer.json",
+        chat_template=None,
+        vocabulary_size=257,
+        context_tokens=CONTEXT_TOKENS,
+        eos_token_ids=(EOS,),
+        kv_cache=KvCache(num_layers=1, num_heads=1, head_dim=8, dtype="float32"),
+        files={name: file_entry(directory / name) for name in ("model.onnx", "tokenizer.json")},
+        versions={},
+    )
+    (directory / MANIFEST).write_text(manifest.model_dump_json())
+    return directory

@@ -1,0 +1,126 @@
+"""A model runner without a model: its tokens are a function of a request's history, its cache is checked."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import zlib
+from collections.abc import Callable, Collection, Sequence
+
+from llm_grpc.engine.step_plan import StepPlan
+from llm_grpc.sampling_params import FinishReason, SamplingParams
+
+HANG_S = 30.0
+"""A wait that lasts longer than this is a hang, and fails the test."""
+
+VOCAB = 50
+
+
+class BrokenPlan(BaseException):
+    """The scheduler made a plan that no cache could compute. Not an Exception: the engine must not take it
+    for a failed run."""
+
+
+def hashed(history: Sequence[int]) -> int:
+    """The next token: 1 to VOCAB - 1, so that 0 can be an EOS that never comes."""
+    return 1 + zlib.crc32(repr(list(history)).encode()) % (VOCAB - 1)
+
+
+def script(prompt_tokens: int, tokens: Sequence[int]) -> Callable[[Sequence[int]], int]:
+    """A next-token function that says ``tokens`` in turn after any prompt of ``prompt_tokens`` tokens."""
+    return lambda history: tokens[len(history) - prompt_tokens]
+
+
+class ScriptedRunner:
+    """Writes the planned tokens to lists, one a slot, and refuses a plan that does not continue them.
+
+    ``faults`` are raised by the next runs, one each; None stands for a good run. With ``gated`` each run
+    waits, before it computes anything, until the test lets it pass.
+    """
+
+    def __init__(self, next_token: Callable[[Sequence[int]], int] = hashed, *, gated: bool = False) -> None:
+        self.cache: dict[int, list[int]] = {}
+        self.plans: list[StepPlan] = []
+        self.faults: list[BaseException | None] = []
+        self._next_token = next_token
+        self._gated = gated
+        self._arrived: queue.SimpleQueue[StepPlan] = queue.SimpleQueue()
+        self._passes = threading.Semaphore(0)
+
+    def run(self, plan: StepPlan) -> list[int]:
+        """Compute one step, as ``ModelRunner`` says."""
+        if self._gated:
+            self._arrived.put(plan)
+            if not self._passes.acquire(timeout=HANG_S):
+                raise BrokenPlan("the test never let this run pass")
+        self.plans.append(plan)
+        fault = self.faults.pop(0) if self.faults else None
+        if fault:
+            raise fault
+        histories = self._write(plan)
+        return [self._next_token(histories[sample.row]) for sample in plan.samples]
+
+    async def at_run(self) -> StepPlan:
+        """Wait until the engine thread stands before a run, and return its plan."""
+        return await asyncio.to_thread(self._arrived.get, timeout=HANG_S)
+
+    def let_pass(self) -> None:
+        """Let the run that waits, or the next one, compute."""
+        self._passes.release()
+
+    async def next_run(self) -> StepPlan:
+        """Let the run that waits compute, and return the plan of the one after it."""
+        self.let_pass()
+        return await self.at_run()
+
+    def gate(self) -> None:
+        """Make every run from now on wait."""
+        self._gated = True
+
+    def open(self) -> None:
+        """Let all runs pass from now on."""
+        self._gated = False
+        self._passes.release()
+
+    def expected(
+        self, prompt: Sequence[int], params: SamplingParams, context_tokens: int, eos: Collection[int] = ()
+    ) -> tuple[list[int], FinishReason]:
+        """What a request gets when nobody else is there."""
+        output: list[int] = []
+        while True:
+            output.append(self._next_token([*prompt, *output]))
+            if output[-1] in eos:
+                return output, FinishReason.EOS
+            if len(output) == params.max_tokens:
+                return output, FinishReason.LENGTH
+            if len(prompt) + len(output) == context_tokens:
+                return output, FinishReason.CONTEXT_LIMIT
+
+    def _write(self, plan: StepPlan) -> list[list[int]]:
+        """Write the plan's tokens; return, for each packed token, its slot's tokens up to and with it."""
+        histories: list[list[int]] = []
+        slots = [row.slot for row in plan.decode] + ([plan.chunk.slot] if plan.chunk else [])
+        _check(len(slots) > 0 and len(slots) == len(set(slots)), f"a slot twice, or none, in {plan}")
+        for row in plan.decode:
+            _check(row.position > 0, f"a decode row at position 0: {row}")
+            self._append(row.slot, row.position, row.token, histories)
+        if plan.chunk:
+            _check(len(plan.chunk.tokens) > 0, f"an empty chunk: {plan.chunk}")
+            if plan.chunk.start == 0:  # the slot has a new owner
+                self.cache[plan.chunk.slot] = []
+            for offset, token in enumerate(plan.chunk.tokens):
+                self._append(plan.chunk.slot, plan.chunk.start + offset, token, histories)
+        _check(len(histories) == plan.num_tokens, f"num_tokens is wrong in {plan}")
+        return histories
+
+    def _append(self, slot: int, position: int, token: int, histories: list[list[int]]) -> None:
+        cached = self.cache.get(slot, [])
+        _check(position == len(cached), f"slot {slot} holds {len(cached)} tokens, written at {position}")
+        cached.append(token)
+        histories.append(cached[:])
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise BrokenPlan(message)

@@ -1,0 +1,84 @@
+"""The manifest: what is not exactly right is refused with one line, and nothing else ever comes out."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llm_grpc.errors import ManifestError
+from llm_grpc.manifest import MANIFEST, load_manifest, manifest_digest
+from tests.rpc.models import write_model_dir
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    return write_model_dir(tmp_path / "model")
+
+
+def change(model_dir: Path, **fields: Any) -> None:
+    path = model_dir / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_a_written_manifest_loads(model_dir: Path) -> None:
+    assert load_manifest(model_dir).name == "scripted"
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"format": 2}, "has format 2, and this version reads format 1"),
+        ({"format": "1"}, "format"),
+        ({"lowering": "paged"}, "lowering"),
+        ({"surprise": 1}, "surprise"),
+        ({"name": "../etc"}, "name"),
+        ({"graph": "other.onnx"}, "other.onnx is not among files"),
+        ({"eos_token_ids": []}, "eos_token_ids"),
+        ({"eos_token_ids": [257]}, "257 is not in the vocabulary of 257"),
+        ({"context_tokens": 2**40}, "context_tokens"),
+        ({"files": {"../../secret": {"size_bytes": 1, "sha256": "0" * 64}}}, "is damaged"),
+    ],
+)
+def test_a_wrong_field_is_named(model_dir: Path, fields: dict[str, Any], says: str) -> None:
+    change(model_dir, **fields)
+    with pytest.raises(ManifestError) as error:
+        load_manifest(model_dir)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_and_a_truncated_file_are_named(model_dir: Path) -> None:
+    graph = model_dir / "model.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1])
+    with pytest.raises(ManifestError, match=r"model\.onnx has \d+ bytes, and the manifest says \d+"):
+        load_manifest(model_dir)
+    graph.unlink()
+    with pytest.raises(ManifestError, match=r"model\.onnx is listed in the manifest and cannot be read"):
+        load_manifest(model_dir)
+
+
+def test_the_digest_changes_with_any_file_entry(model_dir: Path) -> None:
+    before = manifest_digest(model_dir)
+    files = load_manifest(model_dir).model_dump(mode="json")["files"]
+    files["model.onnx"]["sha256"] = "0" * 64
+    change(model_dir, files=files)
+    assert manifest_digest(model_dir) != before
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_mutated_bytes_load_or_are_refused(model_dir: Path, data: st.DataObject) -> None:
+    path = model_dir / MANIFEST
+    text = path.read_bytes()
+    at = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(at, min(len(text), at + 8)))
+    path.write_bytes(text[:at] + data.draw(st.binary(max_size=8)) + text[end:])
+    with suppress(ManifestError):
+        load_manifest(model_dir)
+    path.write_bytes(text)
