@@ -8,7 +8,7 @@
 set -eu
 
 ADDRESS=${ADDRESS:-localhost:50051}
-PROMPT=${PROMPT:-Translate to French: the black cat}
+PROMPT=${PROMPT:-Translate to French: the cat sees the house.}
 MAX_TOKENS=${MAX_TOKENS:-32}
 GRPCURL=${GRPCURL:-grpcurl}
 V1=llm_grpc.v1.LLMService
