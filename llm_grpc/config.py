@@ -33,6 +33,9 @@ class ModelConfig:
     model_name: str = ""
     """Name that requests use; empty means the name in the model's manifest."""
 
+    verify_digest: bool = False
+    """Read every file of the model at start and refuse one whose SHA-256 is not the manifest's."""
+
     max_tokens: Annotated[int, Field(ge=1)] = 128
     """Tokens to generate where a request's max_tokens is 0."""
 

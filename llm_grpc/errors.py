@@ -5,7 +5,7 @@
     LLMGrpcError
     ├── StartupError              the server cannot start: one line says what to change
     │   └── ManifestError         the model directory is missing, damaged or of another version
-    ├── ExportError               a model cannot be exported
+    ├── ExportError               a model cannot be exported, or is not what torch computes
     └── RequestError              one request cannot be served; ``reason`` is its ErrorInfo.reason
         ├── MalformedMessage      bytes that do not parse
         ├── InvalidParameter      one field is out of its limits

@@ -47,3 +47,9 @@ def past(layer: int, kind: str, half: str) -> str:
 def present(layer: int, kind: str, half: str) -> str:
     """Name of a cache output."""
     return f"present.{layer}.{kind}.{half}"
+
+
+INTERFACE = "llm_grpc.interface"
+"""Key of the graph's metadata: JSON of the graph's ``vocabulary_size``, ``context_tokens`` and ``kv_cache``
+as the manifest words them. It lets the runtime refuse a manifest that states what the graph was not made for
+and its shapes do not show."""

@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from llm_grpc.errors import ManifestError
 
-MANIFEST = "manifest.json"
+MANIFEST, VERIFICATION = "manifest.json", "verification.json"
 FORMAT: Final = 1
 """Version of the manifest and of the graph's interface. A change that older code would misread raises it."""
 
 _Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _Strict(BaseModel):
@@ -25,7 +26,7 @@ class FileEntry(_Strict):
     """One file of the directory: its size in bytes and the SHA-256 of its content in hexadecimal."""
 
     size_bytes: Annotated[int, Field(ge=0)]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    sha256: _Sha256
 
 
 class KvCache(_Strict):
@@ -38,7 +39,12 @@ class KvCache(_Strict):
 
 
 class Manifest(_Strict):
-    """What a model directory holds. ``graph``, ``tokenizer`` and ``files`` are names inside the directory."""
+    """What a model directory holds. ``graph``, ``tokenizer`` and ``files`` are names inside the directory.
+
+    ``source`` is the hub id of what was exported, or its directory's name without the path; empty where the
+    name has other characters. ``verification`` is the SHA-256 of ``verification.json``, None where there is
+    none. Both came later than the rest and have defaults; a reader that does not know them refuses the file.
+    """
 
     format: Literal[1]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -54,14 +60,16 @@ class Manifest(_Strict):
     kv_cache: KvCache
     files: dict[str, FileEntry]
     versions: dict[str, str]
+    source: Annotated[str, Field(pattern=r"^([\w.-]+(/[\w.-]+)?)?$", max_length=200)] = ""
+    verification: _Sha256 | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:
-        for name in (self.graph, self.tokenizer):
-            if name not in self.files:
+        for name in (self.graph, self.tokenizer, self.chat_template):
+            if name is not None and name not in self.files:
                 raise ValueError(f"{name} is not among files")
         for name in self.files:
-            if Path(name).name != name:
+            if not name or "\0" in name or Path(name).name != name:
                 raise ValueError(f"the file name {name!r} leads out of the directory")
         for token in self.eos_token_ids:
             if not 0 <= token < self.vocabulary_size:
@@ -86,6 +94,27 @@ def load_manifest(model_dir: Path) -> Manifest:
     for name, entry in manifest.files.items():
         _check_size(model_dir / name, entry.size_bytes)
     return manifest
+
+
+def check_digests(model_dir: Path, manifest: Manifest) -> None:
+    """Read every file that the manifest states a digest of. Takes about a second a gigabyte.
+
+    Raises:
+        ManifestError: a file's SHA-256 differs or it cannot be read.
+    """
+    expected = {name: entry.sha256 for name, entry in manifest.files.items()}
+    if manifest.verification:
+        expected[VERIFICATION] = manifest.verification
+    for name, sha256 in expected.items():
+        path = model_dir / name
+        try:
+            found = file_entry(path).sha256
+        except OSError as error:
+            raise ManifestError(f"cannot read {path}: {error.strerror}") from None
+        if found != sha256:
+            raise ManifestError(
+                f"{path} has SHA-256 {found}, and the manifest says {sha256}: export or copy it again"
+            )
 
 
 def manifest_digest(model_dir: Path) -> str:

@@ -29,7 +29,9 @@ COMMANDS = {
     "generate": "Ask a server to continue a prompt and print the text alone.",
     "health": "Check a server's health and print its status.",
     "export": """Export a Hugging Face model through optimum to a model directory that `serve --model` takes.
-        Needs llm-grpc[export]; reads safetensors only and runs no remote code.""",
+        Verifies it. Needs llm-grpc[export,cpu]; reads safetensors only and runs no remote code.""",
+    "verify": """Compare a model directory with the torch model that it was exported from: logits, KL
+        divergence, greedy tokens, perplexity. Needs llm-grpc[export,cpu].""",
     "demo": "Serve the embedded model, show each task's answer whole and token by token, stop.",
 }
 """A line for each command: here, so that `--help` imports none of them."""
@@ -39,7 +41,8 @@ EXIT_CODES = {
     "generate": "0 with the text on stdout; 1 the call failed",
     "health": """0 SERVING; 4 any other status; 3 no answer (unreachable, or too late); 1 the check was
         refused (an unknown service, say)""",
-    "export": "0 with the directory written; 1 the export failed",
+    "export": "0 with the directory written; 1 the export failed; 130 interrupted, nothing written",
+    "verify": "0 within the limits; 1 outside them, or it could not be found out; 130 interrupted",
     "demo": "0 all went well and the server stopped cleanly; 1 anything else",
 }
 
@@ -55,6 +58,15 @@ def build_app() -> App:
             help=" ".join(summary.split()),
             help_epilogue=f"Exit codes: {' '.join(EXIT_CODES[name].split())}; 2 a wrong setting.",
         )
+    model = App(name="model", help="Look at model directories.")
+    model.command(
+        "llm_grpc.cli.model:inspect",
+        name="inspect",
+        config=COMMAND_SETTINGS,
+        help="Print what a model directory holds, and how many slots of its cache fit into memory.",
+        help_epilogue="Exit codes: 0 printed; 1 it is no model directory; 2 a wrong setting.",
+    )
+    app.command(model)
     return app
 
 

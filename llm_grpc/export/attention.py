@@ -8,17 +8,47 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
+
+from llm_grpc.errors import ExportError
 
 ATTENTION = "llm_grpc_slots"
 """The name under which the function is registered; ``model.set_attn_implementation(ATTENTION)``."""
 
 Caches = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """Key and value of the decode rows' slots, key and value of the chunk's slot."""
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """What one layer's attention is, apart from its values."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int
+    """Tokens that a token sees, itself included; -1 for all."""
+    softcap: float
+    has_sinks: bool
+
+
+class Step(Protocol):
+    """What stands behind the attention of all layers while a model runs under ``ATTENTION``."""
+
+    def attend(
+        self, layer: int, shape: AttentionShape,
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sinks: torch.Tensor | None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Packed ``query [1, T, heads * d]``, ``key`` and ``value [1, T, kv_heads * d]`` to its shape."""
+        ...
+
+
+current_step: ContextVar[Step] = ContextVar("current_step")
 
 
 @dataclass
@@ -33,17 +63,18 @@ class StepTrace:
     past: list[Caches]
     present: dict[int, Caches] = field(default_factory=dict)
 
-
-current_step: ContextVar[StepTrace] = ContextVar("current_step")
-
-
-@dataclass(frozen=True)
-class _Shape:
-    num_heads: int
-    num_kv_heads: int
-    scale: float
-    window: int
-    softcap: float
+    def attend(
+        self, layer: int, shape: AttentionShape,
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sinks: torch.Tensor | None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Emit the layer's two nodes and keep its caches."""
+        out, *present = _TwoGroupQueryAttention.apply(
+            query, key, value, *self.past[layer],
+            self.split, self.decode_seqlens, self.decode_total, self.chunk_seqlens, self.chunk_total,
+            shape, *(() if sinks is None else (sinks,)),
+        )  # fmt: skip
+        self.present[layer] = tuple(present)
+        return out
 
 
 class _TwoGroupQueryAttention(torch.autograd.Function):
@@ -64,16 +95,18 @@ class _TwoGroupQueryAttention(torch.autograd.Function):
         g: Any, query: Any, key: Any, value: Any,
         decode_key: Any, decode_value: Any, chunk_key: Any, chunk_value: Any,
         split: Any, decode_seqlens: Any, decode_total: Any, chunk_seqlens: Any, chunk_total: Any,
-        shape: _Shape,
+        shape: AttentionShape, *sinks: Any,
     ) -> tuple[Any, ...]:  # fmt: skip
         halves = [g.op("Split", x, split, axis_i=1, outputs=2) for x in (query, key, value)]
         # The decode rows are a batch of sequences of one token: [1, D, h] becomes [D, 1, h].
         decode = [g.op("Transpose", half[0], perm_i=[1, 0, 2]) for half in halves]
         chunk = [half[1] for half in halves]
         out_d, key_d, value_d = _gqa(
-            g, shape, *decode, decode_key, decode_value, decode_seqlens, decode_total
+            g, shape, *decode, decode_key, decode_value, decode_seqlens, decode_total, *sinks
         )
-        out_c, key_c, value_c = _gqa(g, shape, *chunk, chunk_key, chunk_value, chunk_seqlens, chunk_total)
+        out_c, key_c, value_c = _gqa(
+            g, shape, *chunk, chunk_key, chunk_value, chunk_seqlens, chunk_total, *sinks
+        )
         out = g.op("Concat", g.op("Transpose", out_d, perm_i=[1, 0, 2]), out_c, axis_i=1)
         results = (out, key_d, value_d, key_c, value_c)
         for result, like in zip(
@@ -83,7 +116,11 @@ class _TwoGroupQueryAttention(torch.autograd.Function):
         return results
 
 
-def _gqa(g: Any, shape: _Shape, *inputs: Any) -> tuple[Any, Any, Any]:
+_INPUTS_BEFORE_SINKS = 11
+"""cos_cache, sin_cache, position_ids and attention_bias stand between the lengths and head_sink."""
+
+
+def _gqa(g: Any, shape: AttentionShape, *inputs: Any) -> tuple[Any, Any, Any]:
     attributes: dict[str, Any] = {
         "num_heads_i": shape.num_heads,
         "kv_num_heads_i": shape.num_kv_heads,
@@ -92,8 +129,17 @@ def _gqa(g: Any, shape: _Shape, *inputs: Any) -> tuple[Any, Any, Any]:
     }
     if shape.softcap:
         attributes["softcap_f"] = shape.softcap
+    if shape.has_sinks:
+        *inputs, sinks = inputs  # type: ignore[assignment]
+        absent = g.op("prim::Constant")
+        absent.setType(torch._C.OptionalType.ofTensor())
+        inputs = (*inputs, *[absent] * (_INPUTS_BEFORE_SINKS - len(inputs)), sinks)
     out, key, value = g.op("com.microsoft::GroupQueryAttention", *inputs, outputs=3, **attributes)
     return out, key, value
+
+
+_HARMLESS = frozenset({"position_ids", "cache_position", "position_embeddings"})
+"""Tensors that models hand to every attention function and that the rotation has used already."""
 
 
 def _attention(
@@ -105,24 +151,78 @@ def _attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    **_: Any,
+    s_aux: torch.Tensor | None = None,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The attention function of transformers: ``query [1, heads, T, d]`` to ``[1, T, heads, d]``."""
-    step, layer = current_step.get(), int(module.layer_idx)
-    heads, kv_heads, head_dim = int(query.shape[1]), int(key.shape[1]), int(query.shape[3])
-    shape = _Shape(heads, kv_heads, scaling or head_dim**-0.5, sliding_window or -1, softcap or 0.0)
+    """The attention function of transformers: ``query [1, heads, T, d]`` to ``[1, T, heads, d]``.
+
+    The mask is passed over: the nodes are causal, and see a window where the layer has one.
+
+    Raises:
+        ExportError: the layer asks for something that the nodes do not do.
+    """
+    _refuse(module, others)
+    out = attend(
+        int(module.layer_idx), query, key, value, scaling, sliding_window or -1, softcap or 0.0, s_aux
+    )
+    return out, None
+
+
+def attend(
+    layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    scale: float | None = None, window: int = -1, softcap: float = 0.0, sinks: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Attention of one layer in the current step.
+
+    Args:
+        layer: the layer's place, from 0.
+        query: ``[1, heads, T, d]``.
+        key: ``[1, kv_heads, T, d]``.
+        value: ``[1, kv_heads, T, e]``.
+        scale: factor of the scores; None means the square root of 1 / d.
+        window: tokens that a token sees, itself included; -1 for all.
+        softcap: bound of the scores; 0 for none.
+        sinks: ``[heads]``, a score for each head that takes attention away from all tokens.
+
+    Returns:
+        ``[1, T, heads, e]``.
+    """
+    key_dim, value_dim = int(query.shape[3]), int(value.shape[3])
+    # The node takes one head size for keys and values, a multiple of 8. Zeros change no score and no sum.
+    head_dim = -(-max(key_dim, value_dim) // 8) * 8
+    heads, kv_heads = int(query.shape[1]), int(key.shape[1])
+    shape = AttentionShape(
+        heads,
+        kv_heads,
+        head_dim,
+        key_dim**-0.5 if scale is None else scale,
+        window,
+        softcap,
+        sinks is not None,
+    )
 
     def packed(x: torch.Tensor, num_heads: int) -> torch.Tensor:
+        missing = head_dim - int(x.shape[3])
+        if missing:
+            x = torch.cat((x, torch.zeros_like(x[..., :1]).expand(-1, -1, -1, missing)), dim=-1)
         return x.transpose(1, 2).reshape(1, -1, num_heads * head_dim)
 
-    out, *present = _TwoGroupQueryAttention.apply(
-        packed(query, heads), packed(key, kv_heads), packed(value, kv_heads),
-        *step.past[layer],
-        step.split, step.decode_seqlens, step.decode_total, step.chunk_seqlens, step.chunk_total,
-        shape,
-    )  # fmt: skip
-    step.present[layer] = tuple(present)
-    return out.view(1, -1, heads, head_dim), None
+    out = current_step.get().attend(
+        layer, shape, packed(query, heads), packed(key, kv_heads), packed(value, kv_heads), sinks
+    )
+    out = out.view(1, -1, heads, head_dim)
+    return out if value_dim == head_dim else out[..., :value_dim]
+
+
+def _refuse(module: torch.nn.Module, others: dict[str, Any]) -> None:
+    where = f"{type(module).__name__} of layer {getattr(module, 'layer_idx', '?')}"
+    if not getattr(module, "is_causal", True) or others.get("is_causal") is False:
+        raise ExportError(f"{where} is not causal")
+    unknown = [k for k, v in others.items() if isinstance(v, torch.Tensor) and k not in _HARMLESS]
+    if unknown:
+        raise ExportError(
+            f"{where} hands {unknown[0]} to its attention function, which the node does not take"
+        )
 
 
 AttentionInterface.register(ATTENTION, _attention)

@@ -2,128 +2,131 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
+import errno
+import re
 import tempfile
-import warnings
-from importlib.metadata import version
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import onnx
-import torch
-from optimum.exporters.onnx.convert import export as optimum_export
-from torch.jit import TracerWarning
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
-
 from llm_grpc.errors import ExportError
-from llm_grpc.export.onnx_config import PackedStepConfig, kv_cache_of
-from llm_grpc.export.tied import share_transposed
-from llm_grpc.manifest import FORMAT, MANIFEST, Manifest, file_entry
+from llm_grpc.export.estimate import say_needs
+from llm_grpc.export.progress import Progress, show_progress
+from llm_grpc.export.replace import replace_directory
+from llm_grpc.export.source import Source, find_source, first_line
+from llm_grpc.export.stages import GRAPH_PASSES, STAGES, GraphPass, Job
+from llm_grpc.export.verify import STAGES as VERIFY_STAGES
+from llm_grpc.export.verify import VerifyOptions, verify
+from llm_grpc.export.verify_input import read_text
+from llm_grpc.manifest import MANIFEST, load_manifest
 
-log = logging.getLogger(__name__)
-
-GRAPH, TOKENIZER, CHAT_TEMPLATE = "model.onnx", "tokenizer.json", "chat_template.jinja"
-OPSET = 18
-_RECORDED = ("torch", "transformers", "optimum", "optimum-onnx", "onnx")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_DEFAULT = VerifyOptions()
 
 
-def export(source: str, model_dir: Path, name: str = "") -> None:
-    """Export ``source``, a directory or a hub id with safetensors weights, to ``model_dir``.
+def export(
+    source: str,
+    model_dir: Path,
+    name: str = "",
+    options: VerifyOptions = _DEFAULT,
+    passes: tuple[GraphPass, ...] = GRAPH_PASSES,
+) -> None:
+    """Export ``source``, a directory or a hub id with safetensors weights, to ``model_dir``, and verify it.
 
-    The directory is written beside its place and renamed at the end, so that a failed export leaves nothing
-    behind and an old directory stays whole until the new one is. No remote code is run.
+    The directory is written beside its place and renamed at the end, so that an export that fails or is
+    interrupted leaves nothing behind and an old directory stays whole until the new one is. Only a process
+    that is killed leaves its work, in a directory that begins with a dot. No remote code is run.
 
     Args:
-        source: what ``AutoModelForCausalLM.from_pretrained`` takes.
+        source: a directory, else a hub id.
         model_dir: the directory to write; replaced if it is a model directory already.
         name: the model's name in requests; empty means the source's last path element.
+        options: how the result is verified, and whether one outside the limits is kept.
+        passes: what is done to the graph after the trace.
 
     Raises:
-        ExportError: the source cannot be loaded or exported, or ``model_dir`` is something else.
+        ExportError: the source cannot be loaded or exported, the result is not what torch computes, the disk
+            is too small, or ``model_dir`` is something else.
     """
-    if model_dir.exists() and any(model_dir.iterdir()) and not (model_dir / MANIFEST).exists():
-        raise ExportError(f"{model_dir} exists and is not a model directory: choose another or empty it")
-    model, tokenizer = _load(source)
-    model_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{model_dir.name}.", dir=model_dir.parent) as scratch:
-        staging = Path(scratch) / "model"
-        staging.mkdir()
-        log.info("exporting the %s step through optimum", model.config.model_type)
-        _write_graph(model, staging)
-        _write_tokenizer(tokenizer, staging)
-        _write_manifest(name or Path(source).name, model, tokenizer, staging)
-        _replace(model_dir, staging, Path(scratch) / "old")
-    log.info("wrote %s", model_dir)
+    name = _checked_name(source, name)
+    with _one_line(source):
+        _check_target(model_dir)
+        if options.text:
+            read_text(options.text)
+        found = find_source(source)
+        with show_progress(len(STAGES) + len(VERIFY_STAGES)) as progress:
+            progress.say(say_needs(found, model_dir))
+            model_dir.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{model_dir.name}.", dir=model_dir.parent) as scratch:
+                staging = Path(scratch) / "model"
+                staging.mkdir()
+                _write(Job(found, name, staging, passes), options, progress)
+                replace_directory(model_dir, staging, Path(scratch) / "old")
+            progress.say(f"wrote {model_dir}")
 
 
-def _load(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    log.info("loading %s", source)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation="eager",
+def verify_directory(model_dir: Path, against: str = "", options: VerifyOptions = _DEFAULT) -> None:
+    """Verify a model directory against the model ``against``, the hub id in its manifest where that is empty.
+
+    Raises:
+        ExportError: there is no such model, or the exported one is outside the limits.
+        StartupError: the model directory cannot be loaded.
+    """
+    recorded = load_manifest(model_dir).source
+    if not against and "/" not in recorded:
+        known = f" (it was exported from a directory named {recorded})" if recorded else ""
+        raise ExportError(
+            f"{model_dir} does not say where its source is{known}: pass --against DIRECTORY-OR-ID"
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ExportError(f"cannot load {source}: {str(error).splitlines()[0]}") from error
-    return model.eval(), tokenizer
+    with _one_line(against or recorded):
+        source = find_source(against or recorded)
+        with show_progress(len(VERIFY_STAGES)) as progress:
+            _verify(model_dir, source, options, progress)
 
 
-def _write_graph(model: PreTrainedModel, directory: Path) -> None:
-    config = PackedStepConfig(model.config, task="text-generation", float_dtype="fp32")
-    with torch.no_grad(), warnings.catch_warnings():
-        # optimum traces with the TorchScript exporter, which torch deprecates; what the tracer makes constant
-        # (numbers of heads, that there is no mask) is constant.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", TracerWarning)
-        optimum_export(model, config, directory / GRAPH, opset=OPSET, disable_dynamic_axes_fix=True)
-    graph = onnx.load(directory / GRAPH)
-    share_transposed(graph)
-    onnx.save(graph, directory / GRAPH)
+def _write(job: Job, options: VerifyOptions, progress: Progress) -> None:
+    for title, stage in STAGES:
+        progress.stage(title)
+        stage(job)
+    _verify(job.directory, job.source, options, progress)
 
 
-def _write_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    tokenizer.backend_tokenizer.save(str(directory / TOKENIZER))
-    if tokenizer.chat_template:
-        (directory / CHAT_TEMPLATE).write_text(tokenizer.chat_template)
+def _verify(model_dir: Path, source: Source, options: VerifyOptions, progress: Progress) -> None:
+    report = verify(model_dir, source, options, progress)
+    progress.say(report.summary())
+    if report.passed:
+        return
+    outside = "; ".join(report.faults)
+    if not options.allow_inexact:
+        raise ExportError(
+            f"the exported model is not what torch computes: {outside} (--allow-inexact keeps it)"
+        )
+    progress.say(f"kept although it is not what torch computes: {outside}")
 
 
-def _write_manifest(
-    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: Path
-) -> None:
-    config = model.config
-    manifest = Manifest(
-        format=FORMAT,
-        name=name,
-        architecture=config.model_type,
-        lowering="slots",
-        weights="fp32",
-        graph=GRAPH,
-        tokenizer=TOKENIZER,
-        chat_template=CHAT_TEMPLATE if tokenizer.chat_template else None,
-        vocabulary_size=config.vocab_size,
-        context_tokens=config.max_position_embeddings,
-        eos_token_ids=_eos_token_ids(model),
-        kv_cache=kv_cache_of(config),
-        files={path.name: file_entry(path) for path in sorted(directory.iterdir())},
-        versions={package: version(package) for package in _RECORDED},
-    )
-    (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+def _checked_name(source: str, name: str) -> str:
+    name = name or Path(source).resolve().name
+    if not _NAME.fullmatch(name):
+        raise ExportError(f"the name {name!r} must match {_NAME.pattern}: pass another one as --name")
+    return name
 
 
-def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
-    generation = model.generation_config
-    ids = (generation.eos_token_id if generation else None) or model.config.eos_token_id
-    if ids is None:
-        raise ExportError("the model's configuration names no end-of-sequence token")
-    return tuple(ids) if isinstance(ids, list) else (ids,)
+def _check_target(model_dir: Path) -> None:
+    if not model_dir.exists():
+        return
+    if not model_dir.is_dir() or (any(model_dir.iterdir()) and not (model_dir / MANIFEST).exists()):
+        raise ExportError(f"{model_dir} exists and is not a model directory: choose another or empty it")
 
 
-def _replace(target: Path, staging: Path, old: Path) -> None:
-    if target.exists():
-        target.rename(old)
-    staging.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+@contextmanager
+def _one_line(source: str) -> Iterator[None]:
+    """What the system refuses, as an ExportError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise ExportError(f"{source}: no space is left on the disk; nothing was kept") from error
+        raise ExportError(f"{source}: {first_line(error)}") from error
+    except MemoryError as error:
+        raise ExportError(f"{source}: there is not enough memory") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,22 +11,35 @@ import torch
 from optimum.exporters.onnx.base import OnnxConfig
 from optimum.utils import DummyInputGenerator, NormalizedTextConfig
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from llm_grpc import graph_names as names
-from llm_grpc.export.attention import ATTENTION, StepTrace, current_step
+from llm_grpc.export.attention import StepTrace, current_step
+from llm_grpc.export.hooked import TorchAttention, hooked
+from llm_grpc.export.probe import attention_of
+from llm_grpc.export.traceable import Traceable
 from llm_grpc.manifest import KvCache
 
 PAST = "past"
 
+_SETTLED = (
+    "(?s).*ONNX export does not support duplicated values in 'index'",
+    "(?s).*aten::index operator of advanced indexing",
+)
+"""Warnings of the tracer about a mixture's experts. It indexes with the tokens that chose one expert: none is
+negative, and no token chooses an expert twice."""
+
 
 def kv_cache_of(config: PretrainedConfig) -> KvCache:
-    """The cache's shape for a decoder's configuration."""
-    heads = config.num_attention_heads
+    """The cache's shape for a decoder's configuration.
+
+    Raises:
+        ExportError: the architecture cannot be exported.
+    """
+    layers = attention_of(config)
     return KvCache(
-        num_layers=config.num_hidden_layers,
-        num_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        num_layers=len(layers),
+        num_heads=layers[0].num_kv_heads,
+        head_dim=layers[0].head_dim,
         dtype="float32",
     )
 
@@ -105,18 +119,19 @@ class PackedStepConfig(OnnxConfig):
     @contextmanager
     def patch_model_for_export(self, model: PreTrainedModel, *_: Any, **__: Any) -> Iterator[None]:
         """Give the model the packed step as its forward while it is traced."""
-        forward, implementation = model.forward, model.config._attn_implementation
-        model.set_attn_implementation(ATTENTION)
+        forward = model.forward
         model.forward = _packed_forward(model, forward)
         try:
-            yield
+            with hooked(model), Traceable(model.config), warnings.catch_warnings():
+                for doubt in _SETTLED:
+                    warnings.filterwarnings("ignore", message=doubt, category=UserWarning)
+                yield
         finally:
             model.forward = forward
-            model.set_attn_implementation(implementation)
 
 
 def _packed_forward(model: PreTrainedModel, forward: Any) -> Any:
-    """The step: the base model over the packed tokens, its head over the gathered rows alone."""
+    """The model's own forward over the packed tokens, its output projection over the gathered rows alone."""
 
     def packed(
         input_ids: torch.Tensor, position_ids: torch.Tensor, logit_rows: torch.Tensor, split: torch.Tensor,
@@ -125,12 +140,14 @@ def _packed_forward(model: PreTrainedModel, forward: Any) -> Any:
     ) -> dict[str, Any]:  # fmt: skip
         step = StepTrace(split, decode_seqlens, decode_total, chunk_seqlens, chunk_total, past)
         token = current_step.set(step)
+        gather = model.get_output_embeddings().register_forward_pre_hook(
+            lambda _, args: (args[0].index_select(1, logit_rows),)
+        )
         try:
-            hidden = model.base_model(
-                input_ids=input_ids, position_ids=position_ids, use_cache=False
-            ).last_hidden_state
-            logits = _head(model, forward, input_ids, hidden[0].index_select(0, logit_rows)[None])
+            with TorchAttention(model.config):
+                logits = forward(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits[0]
         finally:
+            gather.remove()
             current_step.reset(token)
         return {
             names.LOGITS: logits.float(),
@@ -138,25 +155,3 @@ def _packed_forward(model: PreTrainedModel, forward: Any) -> Any:
         }
 
     return packed
-
-
-def _head(
-    model: PreTrainedModel, forward: Any, input_ids: torch.Tensor, hidden: torch.Tensor
-) -> torch.Tensor:
-    """The causal model's own forward on ``hidden [1, R, h]`` instead of its base model: ``[R, vocabulary]``.
-
-    What comes after the base model (scaling, caps, biases) is the architecture's own code that way.
-    """
-
-    class Gathered(torch.nn.Module):
-        def forward(self, *_: Any, **__: Any) -> BaseModelOutputWithPast:
-            return BaseModelOutputWithPast(last_hidden_state=hidden)
-
-    name = model.base_model_prefix
-    base = getattr(model, name)
-    model._modules[name] = Gathered()
-    try:
-        logits: torch.Tensor = forward(input_ids=input_ids).logits[0]
-    finally:
-        model._modules[name] = base
-    return logits

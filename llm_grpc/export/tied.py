@@ -11,17 +11,23 @@ def share_transposed(model: onnx.ModelProto) -> None:
     """Replace every initializer that is another one transposed by a Transpose node over that one.
 
     The exporter folds the transposition of a tied output projection into a second copy of the embedding;
-    ONNX Runtime folds it again at load time, so the node costs nothing in a run.
+    ONNX Runtime folds it again at load time, so the node costs nothing in a run. Matrices are looked at one
+    or two at a time: reading one copies it.
     """
-    matrices = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer if len(t.dims) == 2}
-    originals: dict[bytes, str] = {}
-    for name, matrix in matrices.items():
+    originals: dict[bytes, onnx.TensorProto] = {}
+    twins: dict[str, str] = {}
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) != 2:
+            continue
+        matrix = numpy_helper.to_array(tensor)
         twin = originals.get(_key(matrix.T))
-        if twin and np.array_equal(matrices[twin].T, matrix):
-            _remove(model.graph, name)
-            model.graph.node.insert(0, helper.make_node("Transpose", [twin], [name], perm=[1, 0]))
+        if twin is not None and np.array_equal(numpy_helper.to_array(twin).T, matrix):
+            twins[tensor.name] = twin.name
         else:
-            originals[_key(matrix)] = name
+            originals[_key(matrix)] = tensor
+    for name, original in twins.items():
+        _remove(model.graph, name)
+        model.graph.node.insert(0, helper.make_node("Transpose", [original], [name], perm=[1, 0]))
 
 
 def _key(matrix: np.ndarray) -> bytes:

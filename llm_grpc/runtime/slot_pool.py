@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_grpc.errors import StartupError
 from llm_grpc.graph_names import KINDS
 from llm_grpc.manifest import KvCache
 
@@ -19,14 +20,22 @@ class SlotPool:
 
     The memory is zero pages until it is touched, so it costs what is used. Kernels write into it through the
     pointers of its views.
+
+    Raises:
+        StartupError: the system does not reserve that much.
     """
 
     def __init__(self, shape: KvCache, num_slots: int, capacity: int) -> None:
         self.scratch = num_slots
         size = (num_slots + 1, shape.num_heads, capacity, shape.head_dim)
-        self._tensors = {
-            (layer, kind): np.zeros(size, shape.dtype) for layer in range(shape.num_layers) for kind in KINDS
-        }
+        layers = range(shape.num_layers)
+        try:
+            self._tensors = {(layer, kind): np.zeros(size, shape.dtype) for layer in layers for kind in KINDS}
+        except (MemoryError, ValueError) as error:  # numpy's word for more than the address space
+            raise StartupError(
+                f"cannot reserve the cache of {num_slots} slots of {capacity} tokens: {error}; "
+                "lower max_running or max_context_tokens"
+            ) from error
 
     def views(self, first: int, count: int) -> Iterator[tuple[int, str, KvTensor]]:
         """Layer, kind and the view of ``count`` slots from ``first`` on, for every tensor."""

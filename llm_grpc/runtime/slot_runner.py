@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from llm_grpc import graph_names as names
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, StepPlan
-from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import Manifest
 from llm_grpc.runtime.bindings import StepBindings
+from llm_grpc.runtime.interface import check_interface
 from llm_grpc.runtime.sampler import sample_tokens
 from llm_grpc.runtime.session import open_session
 from llm_grpc.runtime.slot_pool import SlotPool
@@ -31,7 +30,7 @@ class SlotRunner:
         self, model_dir: Path, manifest: Manifest, num_slots: int, context_tokens: int, threads: int = 0
     ) -> None:
         session = open_session(model_dir / manifest.graph, threads)
-        _check_interface(session, manifest)
+        check_interface(session, manifest)
         self._vocabulary = manifest.vocabulary_size
         self._pool = SlotPool(manifest.kv_cache, num_slots, context_tokens)
         self._bindings = StepBindings(session, self._pool)
@@ -87,26 +86,3 @@ def _packed_row(row: int, plan: StepPlan, decode: list[DecodeRow]) -> int:
     if row < len(plan.decode):
         return plan.decode[row].slot
     return row - len(plan.decode) + len(decode)
-
-
-def _check_interface(session: ort.InferenceSession, manifest: Manifest) -> None:
-    """Raise ManifestError unless the graph takes and gives the shapes that the manifest states."""
-    kv = manifest.kv_cache
-    shapes = {node.name: node.shape for node in (*session.get_inputs(), *session.get_outputs())}
-    wanted: dict[str, list[int | None]] = {names.LOGITS: [None, manifest.vocabulary_size]}
-    for layer in range(kv.num_layers):
-        for kind in names.KINDS:
-            for half in names.HALVES:
-                wanted[names.past(layer, kind, half)] = [None, kv.num_heads, None, kv.head_dim]
-    for name, shape in wanted.items():
-        found = shapes.get(name)
-        if found is None or not _fits(found, shape):
-            raise ManifestError(f"the graph's {name} is {found}, and the manifest says {shape}: export again")
-    if names.past(kv.num_layers, "key", "decode") in shapes:
-        raise ManifestError(
-            f"the graph has more than the {kv.num_layers} layers of the manifest: export again"
-        )
-
-
-def _fits(found: Sequence[object], wanted: Sequence[int | None]) -> bool:
-    return len(found) == len(wanted) and all(w in (None, f) for f, w in zip(found, wanted, strict=True))

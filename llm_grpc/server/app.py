@@ -13,7 +13,7 @@ from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.engine.warm_up import warm_up
 from llm_grpc.errors import StartupError
-from llm_grpc.manifest import Manifest, load_manifest, manifest_digest
+from llm_grpc.manifest import Manifest, check_digests, load_manifest, manifest_digest
 from llm_grpc.metrics import Metrics
 from llm_grpc.runtime.slot_runner import SlotRunner
 from llm_grpc.server.health import Health
@@ -131,7 +131,10 @@ class Server:
 
     async def _load_model(self) -> None:
         config, manifest = self._engine_config, self._manifest
+        if self._model_config.verify_digest:
+            await asyncio.to_thread(check_digests, self._model_config.model, manifest)
         tokenizer = TextTokenizer(self._model_config.model / manifest.tokenizer, self._context_tokens - 1)
+        tokenizer.check_ids(manifest.vocabulary_size)
         runner = await asyncio.to_thread(self._warm_runner)
         scheduler = Scheduler(
             config.max_running, self._context_tokens, config.chunk_tokens, manifest.eos_token_ids

@@ -26,6 +26,15 @@ class TextTokenizer:
         self.raw.no_padding()
         self.max_prompt_tokens = max_prompt_tokens
 
+    def check_ids(self, vocabulary_size: int) -> None:
+        """Raise ManifestError unless the model has every id that a prompt may hold."""
+        last = max(self.raw.get_vocab(with_added_tokens=True).values(), default=0)
+        if last >= vocabulary_size:
+            raise ManifestError(
+                f"the tokenizer has ids up to {last}, and the model a vocabulary of {vocabulary_size}: "
+                "they do not belong together"
+            )
+
     async def encode(self, prompt: str) -> list[int]:
         """Return the ids of ``prompt`` with the model's special tokens.
 

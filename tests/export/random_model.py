@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 from tests.rpc.models import write_model_dir
 
@@ -29,10 +29,17 @@ SHAPE: dict[str, Any] = {
 }
 
 
+def small_config(architecture: str, **overrides: Any) -> PretrainedConfig:
+    """``SHAPE`` with ``overrides``; one that is None leaves the key to the architecture's own default."""
+    changed = {**SHAPE, **overrides}
+    shape = {key: value for key, value in changed.items() if value is not None or key not in overrides}
+    return AutoConfig.for_model(architecture, **shape)
+
+
 def save_random_model(directory: Path, architecture: str = "llama", **overrides: Any) -> Path:
     """Save a checkpoint whose weights are large enough that logits differ by more than rounding."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(architecture, **{**SHAPE, **overrides})
+    config = small_config(architecture, **overrides)
     model = AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
         if parameter.dim() > 1:

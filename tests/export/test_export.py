@@ -16,25 +16,13 @@ from llm_grpc.export.command import export
 from llm_grpc.manifest import MANIFEST, load_manifest
 from llm_grpc.runtime.slot_runner import SlotRunner
 from llm_grpc.sampling_params import SamplingParams
-from tests.export.random_model import SHAPE, Eager, save_random_model
+from tests.export.random_model import SHAPE, Eager
 
 PARAMS = SamplingParams(max_tokens=1)
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit."""
 
 Logits = NDArray[np.float32]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_random_model(tmp_path_factory.mktemp("checkpoint"))
-
-
-@pytest.fixture(scope="module")
-def model_dir(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("exported") / "model"
-    export(str(checkpoint), directory, "random")
-    return directory
 
 
 @pytest.fixture(scope="module")

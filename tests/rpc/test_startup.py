@@ -105,6 +105,26 @@ def test_a_wrong_setting(scripted_model: Path, flag: str, code: int, cause: str)
     assert cause in refusal(f"--model={scripted_model}", flag, code=code)
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])
+def test_a_flipped_byte_is_refused_where_digests_are_verified(model: Path, name: str) -> None:
+    content = bytearray((model / name).read_bytes())
+    content[-1] ^= 1
+    (model / name).write_bytes(content)
+    line = refusal(f"--model={model}", "--verify-digest")
+    assert f"{model / name} has SHA-256 " in line
+
+
+def test_a_model_whose_digests_are_right_serves() -> None:
+    with ServerProcess("--verify-digest"):
+        pass
+
+
+def test_a_tokenizer_of_another_model(model: Path) -> None:
+    damage = manifest(vocabulary_size=256, eos_token_ids=[0])
+    damage(model)
+    assert "the tokenizer has ids up to 256, and the model a vocabulary of 256" in refusal(f"--model={model}")
+
+
 @pytest.mark.parametrize("plane", ["address", "metrics-address", "admin-address"])
 def test_an_address_that_is_taken(embedded: ServerProcess, scripted_model: Path, plane: str) -> None:
     taken = getattr(embedded, plane.replace("-", "_"))

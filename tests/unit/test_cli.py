@@ -20,7 +20,7 @@ from llm_grpc.errors import LLMGrpcError
 
 ROOT = Path(__file__).parents[2]
 FIELDS = [f.name for c in (ModelConfig, EngineConfig, ServerConfig) for f in dataclasses.fields(c)]
-COMMANDS = ["serve", "generate", "health", "export", "demo"]
+COMMANDS = ["serve", "generate", "health", "export", "verify", "demo"]
 
 
 def settings(*flags: str) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def test_each_field_is_flag_variable_and_key(file: Path, monkeypatch: pytest.Mon
     values |= dict.fromkeys(("model_name", "address", "metrics_address", "admin_address"), "x:1")
     values |= {"model": "/models/x", "log_level": "debug", "max_message_bytes": 2048}
     expected = {key: Path(value) if key == "model" else value for key, value in values.items()}
-    flags = [part for key, value in values.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
     assert settings(*flags) == expected
     file.write_text(json.dumps(values))
     assert settings("--config", str(file)) == expected

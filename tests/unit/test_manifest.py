@@ -12,7 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llm_grpc.errors import ManifestError
-from llm_grpc.manifest import MANIFEST, load_manifest, manifest_digest
+from llm_grpc.manifest import (
+    MANIFEST,
+    VERIFICATION,
+    check_digests,
+    load_manifest,
+    manifest_digest,
+)
 from tests.rpc.models import write_model_dir
 
 
@@ -39,6 +45,9 @@ def test_a_written_manifest_loads(model_dir: Path) -> None:
         ({"surprise": 1}, "surprise"),
         ({"name": "../etc"}, "name"),
         ({"graph": "other.onnx"}, "other.onnx is not among files"),
+        ({"chat_template": "chat.jinja"}, "chat.jinja is not among files"),
+        ({"source": "/home/someone/model"}, "source"),
+        ({"verification": "yes"}, "verification"),
         ({"eos_token_ids": []}, "eos_token_ids"),
         ({"eos_token_ids": [257]}, "257 is not in the vocabulary of 257"),
         ({"context_tokens": 2**40}, "context_tokens"),
@@ -69,6 +78,27 @@ def test_the_digest_changes_with_any_file_entry(model_dir: Path) -> None:
     files["model.onnx"]["sha256"] = "0" * 64
     change(model_dir, files=files)
     assert manifest_digest(model_dir) != before
+
+
+def test_a_flipped_byte_is_found_by_its_digest(model_dir: Path) -> None:
+    manifest = load_manifest(model_dir)
+    check_digests(model_dir, manifest)
+    graph = model_dir / "model.onnx"
+    content = bytearray(graph.read_bytes())
+    content[len(content) // 2] ^= 1
+    graph.write_bytes(content)
+    assert load_manifest(model_dir) == manifest, "its size is the same"
+    with pytest.raises(ManifestError, match=r"model\.onnx has SHA-256 [0-9a-f]{64}, and the manifest says"):
+        check_digests(model_dir, manifest)
+
+
+def test_the_digest_of_a_verification_counts_where_there_is_one(model_dir: Path) -> None:
+    change(model_dir, verification="0" * 64)
+    with pytest.raises(ManifestError, match=r"cannot read .*verification\.json: No such file"):
+        check_digests(model_dir, load_manifest(model_dir))
+    (model_dir / VERIFICATION).write_text("{}")
+    with pytest.raises(ManifestError, match=r"verification\.json has SHA-256"):
+        check_digests(model_dir, load_manifest(model_dir))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
