@@ -73,11 +73,13 @@ def build_app() -> App:
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code: 2 where the command line or the configuration is wrong."""
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        code = _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
     except BrokenPipeError:
         # The reader left (`| head`). Python flushes stdout once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    return code
 
 
 def _run(argv: list[str]) -> int:

@@ -54,6 +54,7 @@ class Eager:
     """The same checkpoint in torch, eager attention, fp32."""
 
     def __init__(self, directory: Path) -> None:
+        torch.set_num_threads(1)  # a model this small waits for threads more than it gains from them
         self._model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager").eval()
 
     def logits(self, ids: list[int]) -> NDArray[np.float32]:
