@@ -18,7 +18,7 @@ from llm_grpc.manifest import Manifest, load_manifest
 from llm_grpc.runtime.slot_runner import SlotRunner
 from llm_grpc.sampling_params import SamplingParams
 from tests.export.families import Family
-from tests.export.random_model import SHAPE, Eager, save_random_model
+from tests.export.random_model import Eager, save_random_model
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit."""
