@@ -40,7 +40,7 @@ sys.exit(main(["export", *sys.argv[1:]]))
 
 
 def run(program: str, *arguments: str, measured: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a program of these; ``measured`` False keeps coverage out of its process, for it writes files too."""
+    """Run a program of these; ``measured`` False keeps coverage, which writes files too, out of it."""
     command = [sys.executable, "-c", program, *arguments]
     env = {k: v for k, v in os.environ.items() if measured or not k.startswith("COVERAGE_")}
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=110, env=env)
