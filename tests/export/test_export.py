@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from numpy.typing import NDArray
 
-from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, StepPlan
+from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk
 from llm_grpc.errors import ExportError, ManifestError
 from llm_grpc.export.command import export
 from llm_grpc.manifest import MANIFEST, load_manifest
 from llm_grpc.runtime.slot_runner import SlotRunner
-from llm_grpc.sampling_params import SamplingParams
 from tests.export.random_model import SHAPE, Eager
-
-PARAMS = SamplingParams(max_tokens=1)
-TOLERANCE = 1e-4
-"""Largest difference of a logit, relative to the largest logit."""
-
-Logits = NDArray[np.float32]
+from tests.export.threefold import TOLERANCE, Logits, ids, run
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +25,6 @@ def eager(checkpoint: Path) -> Eager:
 @pytest.fixture
 def runner(model_dir: Path) -> SlotRunner:
     return SlotRunner(model_dir, load_manifest(model_dir), num_slots=4, context_tokens=128, threads=1)
-
-
-def ids(seed: int, count: int) -> list[int]:
-    return [random.Random(seed).randrange(256) for _ in range(count)]
-
-
-def run(runner: SlotRunner, rows: list[DecodeRow], chunk: PrefillChunk | None) -> Logits:
-    """All the logits of a step, those of the decode rows first."""
-    plan = StepPlan(tuple(rows), chunk, ())
-    samples = tuple(Sample(row, row, 0, PARAMS) for row in range(plan.num_tokens))
-    return runner.logits(StepPlan(plan.decode, chunk, samples)).copy()
 
 
 def assert_close(found: Logits, wanted: Logits) -> None:

@@ -65,7 +65,7 @@ def check(family: Family, directory: Path) -> Row:
 
 def ids(seed: int, count: int) -> list[int]:
     """Random tokens of the byte vocabulary."""
-    return [random.Random(seed).randrange(256) for _ in range(count)]
+    return random.Random(seed).choices(range(256), k=count)
 
 
 def run(runner: SlotRunner, rows: list[DecodeRow], chunk: PrefillChunk | None) -> Logits:
