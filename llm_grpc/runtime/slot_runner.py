@@ -77,8 +77,8 @@ def _dense(plan: StepPlan) -> list[DecodeRow]:
 
 
 def _dummy(slot: int, chunk: PrefillChunk | None) -> DecodeRow:
-    in_chunk = chunk is not None and chunk.slot == slot
-    return DecodeRow(slot, 0, chunk.start + len(chunk.tokens) if chunk and in_chunk else 0)
+    behind_chunk = chunk.start + len(chunk.tokens) if chunk and chunk.slot == slot else 0
+    return DecodeRow(slot, 0, behind_chunk)
 
 
 def _packed_row(row: int, plan: StepPlan, decode: list[DecodeRow]) -> int:

@@ -11,10 +11,11 @@ import pytest
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk
 from llm_grpc.errors import ExportError, ManifestError
 from llm_grpc.export.command import export
+from llm_grpc.export.verify_drive import run_all_rows
 from llm_grpc.manifest import MANIFEST, load_manifest
 from llm_grpc.runtime.slot_runner import SlotRunner
 from tests.export.random_model import SHAPE, Eager
-from tests.export.threefold import TOLERANCE, Logits, ids, run
+from tests.export.threefold import TOLERANCE, Logits, ids
 
 
 @pytest.fixture(scope="module")
@@ -33,26 +34,28 @@ def assert_close(found: Logits, wanted: Logits) -> None:
 
 def test_whole_prefill(runner: SlotRunner, eager: Eager) -> None:
     tokens = ids(1, 60)
-    assert_close(run(runner, [], PrefillChunk(0, 0, tokens)), eager.logits(tokens))
+    assert_close(run_all_rows(runner, [], PrefillChunk(0, 0, tokens)), eager.logits(tokens))
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 59])
 def test_prefill_in_chunks_is_whole_prefill(runner: SlotRunner, eager: Eager, size: int) -> None:
     tokens = ids(2, 60)
-    parts = [run(runner, [], PrefillChunk(2, at, tokens[at : at + size])) for at in range(0, 60, size)]
+    parts = [
+        run_all_rows(runner, [], PrefillChunk(2, at, tokens[at : at + size])) for at in range(0, 60, size)
+    ]
     assert_close(np.concatenate(parts), eager.logits(tokens))
 
 
 def test_ragged_decode_beside_a_chunk_whatever_slots_are_idle(runner: SlotRunner, eager: Eager) -> None:
     """Slots 0 and 3 decode at lengths 30 and 5, slot 2 is idle, slot 1 is prefilled beside them."""
     first, second, third = ids(3, 40), ids(4, 15), ids(5, 33)
-    run(runner, [], PrefillChunk(0, 0, first[:29]))
-    run(runner, [DecodeRow(0, first[29], 29)], PrefillChunk(3, 0, second[:5]))
+    run_all_rows(runner, [], PrefillChunk(0, 0, first[:29]))
+    run_all_rows(runner, [DecodeRow(0, first[29], 29)], PrefillChunk(3, 0, second[:5]))
     found: list[Logits] = []
     for step in range(10):
         rows = [DecodeRow(0, first[30 + step], 30 + step), DecodeRow(3, second[5 + step], 5 + step)]
         chunk = PrefillChunk(1, step * 3, third[step * 3 : step * 3 + 3])
-        found.append(run(runner, rows, chunk))
+        found.append(run_all_rows(runner, rows, chunk))
     wanted = [eager.logits(tokens) for tokens in (first, second, third)]
     for step, logits in enumerate(found):
         assert_close(logits[0], wanted[0][30 + step])
@@ -61,23 +64,23 @@ def test_ragged_decode_beside_a_chunk_whatever_slots_are_idle(runner: SlotRunner
 
 
 def test_a_slot_is_taken_again(runner: SlotRunner, eager: Eager) -> None:
-    run(runner, [], PrefillChunk(0, 0, ids(6, 100)))
+    run_all_rows(runner, [], PrefillChunk(0, 0, ids(6, 100)))
     again = ids(7, 20)
-    assert_close(run(runner, [], PrefillChunk(0, 0, again)), eager.logits(again))
+    assert_close(run_all_rows(runner, [], PrefillChunk(0, 0, again)), eager.logits(again))
 
 
 def test_the_last_position_of_the_context(runner: SlotRunner, eager: Eager) -> None:
     tokens = ids(8, 128)
-    run(runner, [], PrefillChunk(0, 0, tokens[:127]))
-    assert_close(run(runner, [DecodeRow(0, tokens[127], 127)], None)[0], eager.logits(tokens)[127])
+    run_all_rows(runner, [], PrefillChunk(0, 0, tokens[:127]))
+    assert_close(run_all_rows(runner, [DecodeRow(0, tokens[127], 127)], None)[0], eager.logits(tokens)[127])
 
 
 def test_decode_binds_again_only_what_changes(runner: SlotRunner) -> None:
-    run(runner, [], PrefillChunk(0, 0, ids(9, 8)))
-    run(runner, [DecodeRow(0, 1, 8)], None)
+    run_all_rows(runner, [], PrefillChunk(0, 0, ids(9, 8)))
+    run_all_rows(runner, [DecodeRow(0, 1, 8)], None)
     before = runner.num_binds
     for position in range(9, 30):
-        run(runner, [DecodeRow(0, 1, position)], None)
+        run_all_rows(runner, [DecodeRow(0, 1, position)], None)
     assert runner.num_binds == before
 
 

@@ -11,12 +11,12 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, StepPlan
+from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk
 from llm_grpc.errors import ExportError
 from llm_grpc.export.command import export
+from llm_grpc.export.verify_drive import run_all_rows
 from llm_grpc.manifest import Manifest, load_manifest
 from llm_grpc.runtime.slot_runner import SlotRunner
-from llm_grpc.sampling_params import SamplingParams
 from tests.export.families import Family
 from tests.export.random_model import Eager, save_random_model
 
@@ -25,7 +25,6 @@ TOLERANCE = 1e-4
 GREEDY_TOKENS = 64
 
 Logits = NDArray[np.float32]
-_PARAMS = SamplingParams(max_tokens=1)
 
 
 @dataclass(frozen=True)
@@ -68,27 +67,22 @@ def ids(seed: int, count: int) -> list[int]:
     return random.Random(seed).choices(range(256), k=count)
 
 
-def run(runner: SlotRunner, rows: list[DecodeRow], chunk: PrefillChunk | None) -> Logits:
-    """All the logits of a step, those of the decode rows first."""
-    plan = StepPlan(tuple(rows), chunk, ())
-    samples = tuple(Sample(row, row, 0, _PARAMS) for row in range(plan.num_tokens))
-    return runner.logits(StepPlan(plan.decode, chunk, samples)).copy()
-
-
 def _error(found: Logits, wanted: Logits) -> float:
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
 def _whole(runner: SlotRunner, eager: Eager) -> list[float]:
     tokens = ids(1, 60)
-    return [_error(run(runner, [], PrefillChunk(0, 0, tokens)), eager.logits(tokens))]
+    return [_error(run_all_rows(runner, [], PrefillChunk(0, 0, tokens)), eager.logits(tokens))]
 
 
 def _in_chunks(runner: SlotRunner, eager: Eager) -> list[float]:
     tokens, errors = ids(2, 60), []
     wanted = eager.logits(tokens)
     for size in (1, 7, 59):
-        parts = [run(runner, [], PrefillChunk(2, at, tokens[at : at + size])) for at in range(0, 60, size)]
+        parts = [
+            run_all_rows(runner, [], PrefillChunk(2, at, tokens[at : at + size])) for at in range(0, 60, size)
+        ]
         errors.append(_error(np.concatenate(parts), wanted))
     return errors
 
@@ -96,10 +90,10 @@ def _in_chunks(runner: SlotRunner, eager: Eager) -> list[float]:
 def _ragged(runner: SlotRunner, eager: Eager) -> list[float]:
     """Slots 0 and 3 decode at lengths 30 and 5, slot 2 is idle, slot 1 is prefilled beside them."""
     first, second, third = ids(3, 40), ids(4, 15), ids(5, 30)
-    run(runner, [], PrefillChunk(0, 0, first[:29]))
-    run(runner, [DecodeRow(0, first[29], 29)], PrefillChunk(3, 0, second[:5]))
+    run_all_rows(runner, [], PrefillChunk(0, 0, first[:29]))
+    run_all_rows(runner, [DecodeRow(0, first[29], 29)], PrefillChunk(3, 0, second[:5]))
     steps = [
-        run(
+        run_all_rows(
             runner,
             [DecodeRow(0, first[30 + step], 30 + step), DecodeRow(3, second[5 + step], 5 + step)],
             PrefillChunk(1, step * 3, third[step * 3 : step * 3 + 3]),
@@ -116,10 +110,10 @@ def _ragged(runner: SlotRunner, eager: Eager) -> list[float]:
 def _greedy(runner: SlotRunner, eager: Eager) -> int:
     """Follow our own best token; at each step eager's best must be the same one, but for ties."""
     prompt = ids(6, 20)
-    tokens = [*prompt, int(run(runner, [], PrefillChunk(0, 0, prompt))[-1].argmax())]
+    tokens = [*prompt, int(run_all_rows(runner, [], PrefillChunk(0, 0, prompt))[-1].argmax())]
     while len(tokens) < len(prompt) + GREEDY_TOKENS:
         row = DecodeRow(0, tokens[-1], len(tokens) - 1)
-        tokens.append(int(run(runner, [row], None)[0].argmax()))
+        tokens.append(int(run_all_rows(runner, [row], None)[0].argmax()))
     wanted, num_ties = eager.logits(tokens)[len(prompt) - 1 : -1], 0
     for token, logits in zip(tokens[len(prompt) :], wanted, strict=True):
         if token != logits.argmax():

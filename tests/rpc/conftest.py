@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import grpc
 import pytest
 
 from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
+from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.server.app import Server
 from llm_grpc.server.identity import Authenticator
 from tests.rpc.models import write_model_dir
@@ -54,6 +56,24 @@ def serve(scripted_model: Path) -> Serve:
             await app.close()
 
     return serving
+
+
+@asynccontextmanager
+async def loading_server(model: Path) -> AsyncIterator[tuple[Server, asyncio.Future[None], threading.Event]]:
+    """A server, its start under way, and the event that lets its model load; closed at the end."""
+    may_load = threading.Event()
+
+    def make_runner(*_: object) -> ModelRunner:
+        assert may_load.wait(HANG_S)
+        return ScriptedRunner()
+
+    server = Server(ModelConfig(model=model), EngineConfig(), loopback(), make_runner=make_runner)
+    starting = asyncio.ensure_future(server.start())
+    try:
+        yield server, starting, may_load
+    finally:
+        may_load.set()
+        await server.close()
 
 
 async def until(holds: Callable[[], bool]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,11 +12,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from llm_grpc.config import EngineConfig, ModelConfig
-from llm_grpc.engine.model_runner import ModelRunner
-from llm_grpc.server.app import Server
 from llm_grpc.v1 import llm_pb2, llm_pb2_grpc
-from tests.rpc.conftest import Serve, loopback, until
+from tests.rpc.conftest import Serve, loading_server, until
 from tests.unit.scripted_runner import HANG_S, ScriptedRunner
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -49,17 +45,9 @@ async def watching(channel: grpc.aio.Channel, name: str) -> AsyncIterator[AsyncI
 
 
 async def test_not_serving_until_loaded_and_live_at_once(scripted_model: Path) -> None:
-    may_load = threading.Event()
-
-    def make_runner(*_: object) -> ModelRunner:
-        assert may_load.wait(HANG_S)
-        return ScriptedRunner()
-
-    server = Server(ModelConfig(model=scripted_model), EngineConfig(), loopback(), make_runner=make_runner)
-    starting = asyncio.ensure_future(server.start())
-    await until(lambda: server.admin_address != "")
-    async with grpc.aio.insecure_channel(server.address) as channel:
-        try:
+    async with loading_server(scripted_model) as (server, starting, may_load):
+        await until(lambda: server.admin_address != "")
+        async with grpc.aio.insecure_channel(server.address) as channel:
             assert [await check(channel, name) for name in READY_NAMES] == [NOT_SERVING] * len(READY_NAMES)
             assert await check(channel, "live") == SERVING
             with pytest.raises(grpc.aio.AioRpcError) as error:
@@ -71,9 +59,6 @@ async def test_not_serving_until_loaded_and_live_at_once(scripted_model: Path) -
                 assert await anext(statuses) == SERVING
             await starting
             assert [await check(channel, name) for name in READY_NAMES] == [SERVING] * len(READY_NAMES)
-        finally:
-            may_load.set()
-            await server.close()
 
 
 async def test_unknown_name_is_not_found(serve: Serve) -> None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from pathlib import Path
 
 import grpc
 import pytest
 
-from llm_grpc.config import EngineConfig, ModelConfig
-from llm_grpc.engine.model_runner import ModelRunner
-from llm_grpc.server.app import Server
 from llm_grpc.v1 import llm_pb2, llm_pb2_grpc
-from tests.rpc.conftest import Serve, loopback, until
+from tests.rpc.conftest import Serve, loading_server, until
 from tests.rpc.process import HANG_S
 from tests.rpc.scrape import scrape, scrape_until
 from tests.unit.scripted_runner import ScriptedRunner
@@ -33,15 +29,7 @@ ON = {"metrics_address": "127.0.0.1:0"}
 
 
 async def test_there_before_the_model(scripted_model: Path) -> None:
-    may_load = threading.Event()
-
-    def make_runner(*_: object) -> ModelRunner:
-        assert may_load.wait(HANG_S)
-        return ScriptedRunner()
-
-    server = Server(ModelConfig(model=scripted_model), EngineConfig(), loopback(), make_runner=make_runner)
-    starting = asyncio.ensure_future(server.start())
-    try:
+    async with loading_server(scripted_model) as (server, starting, may_load):
         await until(lambda: server.metrics_address != "")
         samples = await scrape(server.metrics_address)
         assert samples.names >= PROMISED
@@ -49,9 +37,6 @@ async def test_there_before_the_model(scripted_model: Path) -> None:
         assert samples.value("llm_grpc_requests_running") == 0
         may_load.set()
         await starting
-    finally:
-        may_load.set()
-        await server.close()
 
 
 async def test_counters_are_the_sums_of_what_callers_got(serve: Serve) -> None:
