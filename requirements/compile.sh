@@ -37,4 +37,5 @@ lock dev pyproject.toml --extra cpu --extra dev $(without serve)
 lock export pyproject.toml --extra export $(without serve dev) $(packages "$all" |
   grep -E '^(torch|triton|nvidia-.*|cuda-.*)$' | sed 's/^/--no-emit-package /')
 lock torch pyproject.toml --extra export $(without serve dev export)
+lock encoder requirements/encoder.in --no-deps
 lock cuda pyproject.toml --extra cuda

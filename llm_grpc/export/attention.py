@@ -204,7 +204,7 @@ def attend(
     def packed(x: torch.Tensor, num_heads: int) -> torch.Tensor:
         missing = head_dim - int(x.shape[3])
         if missing:
-            x = torch.cat((x, torch.zeros_like(x[..., :1]).expand(-1, -1, -1, missing)), dim=-1)
+            x = torch.nn.functional.pad(x, (0, missing))
         return x.transpose(1, 2).reshape(1, -1, num_heads * head_dim)
 
     out = current_step.get().attend(

@@ -1,12 +1,11 @@
-"""The graph's file: read, rewritten, written again."""
+"""The graph's file."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import onnx
-from onnx.external_data_helper import uses_external_data
+import onnx_ir as ir
 
 from llm_grpc import graph_names
 from llm_grpc.manifest import KvCache
@@ -15,44 +14,22 @@ EXTERNAL_FROM_BYTES = 2**30
 """Weights of more than this go to a file of their own, which the runtime maps instead of reading. A graph's
 file cannot be larger than 2 GiB."""
 
-
-def take_graph(path: Path) -> onnx.ModelProto:
-    """The graph with its weights, after which its files are gone: the disk holds the weights once."""
-    graph = onnx.load(path, load_external_data=False)
-    data = {
-        entry.value
-        for tensor in graph.graph.initializer
-        if uses_external_data(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    onnx.load_external_data_for_model(graph, str(path.parent))
-    for name in (path.name, *data):
-        (path.parent / name).unlink()
-    return graph
+_SMALL_BYTES = 1024
+"""Weights that stay in the graph's file."""
 
 
-def write_graph(graph: onnx.ModelProto, path: Path, external_from_bytes: int = EXTERNAL_FROM_BYTES) -> None:
-    """Write ``graph``, its larger weights to ``<path>.data`` where they are many. Weights that went there are
-    no longer in ``graph``.
-    """
-    size = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
-    onnx.save(
-        graph,
-        path,
-        save_as_external_data=size >= external_from_bytes,
-        location=f"{path.name}.data",
-        size_threshold=1024,
-    )
+def write_graph(model: ir.Model, path: Path, external_from_bytes: int = EXTERNAL_FROM_BYTES) -> None:
+    """Write ``model``, its larger weights to ``<path>.data`` where they are many, one after the other."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    data = f"{path.name}.data" if size >= external_from_bytes else None
+    ir.save(model, path, external_data=data, size_threshold_bytes=_SMALL_BYTES)
 
 
-def state_interface(
-    graph: onnx.ModelProto, vocabulary_size: int, context_tokens: int, kv_cache: KvCache
-) -> None:
+def state_interface(model: ir.Model, vocabulary_size: int, context_tokens: int, kv_cache: KvCache) -> None:
     """Write into the graph's metadata what a manifest may say of it."""
     stated = {
         "vocabulary_size": vocabulary_size,
         "context_tokens": context_tokens,
         "kv_cache": kv_cache.model_dump(),
     }
-    onnx.helper.set_model_props(graph, {graph_names.INTERFACE: json.dumps(stated)})
+    model.metadata_props[graph_names.INTERFACE] = json.dumps(stated)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ def hooked(model: PreTrainedModel) -> Iterator[None]:
 def _twin(model: PreTrainedModel) -> PreTrainedModel:
     """The model made again with the classes that call torch's function, over the same weights."""
     with no_init_weights():
-        twin = type(model)._from_config(model.config, attn_implementation="sdpa")
+        # The implementation is written into the configuration: the model keeps its own.
+        twin = type(model)._from_config(deepcopy(model.config), attn_implementation="sdpa")
     twin.load_state_dict(model.state_dict(), assign=True)
     twin.tie_weights()
     return twin.eval()

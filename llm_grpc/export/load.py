@@ -1,12 +1,14 @@
-"""The model and the tokenizer of a source, in fp32."""
+"""The model and the tokenizer of a source."""
 
 from __future__ import annotations
 
-import torch
+from contextlib import suppress
+
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -14,9 +16,12 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from llm_grpc.errors import ExportError
-from llm_grpc.export.source import Source, first_line
+from llm_grpc.export.mapped import map_weights, without_weights
+from llm_grpc.export.source import Source, first_line, weight_files
 
-_FAULTS = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
+_FAULTS = (
+    OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError,
+)  # fmt: skip
 """What transformers raises, depending on what is wrong with a checkpoint."""
 
 
@@ -33,27 +38,28 @@ def load_config(source: Source) -> PretrainedConfig:
 
 
 def load_model(source: Source) -> PreTrainedModel:
-    """The model with eager attention in fp32, ready to run. No remote code is run.
+    """The model with eager attention, its weights in the checkpoint's own dtypes. No remote code is run.
+
+    The weights are mapped from the files and not copied: memory that is not backed by them does not grow with
+    the model. What no file holds, such as the frequencies of the rotation, is fp32. ``reference.in_fp32``
+    makes the model compute in fp32.
 
     Raises:
         ExportError: transformers cannot load it, or the checkpoint lacks weights that the model has.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    config = load_config(source)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source.directory,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            attn_implementation="eager",
-            output_loading_info=True,
-        )
+        model = without_weights(config)
+        missing = map_weights(model, weight_files(source))
+        with suppress(OSError):  # without a file the model has one that its configuration implies
+            model.generation_config = GenerationConfig.from_pretrained(
+                source.directory, local_files_only=True
+            )
     except _FAULTS as error:
         raise ExportError(f"cannot load {source.name}: {first_line(error)}") from error
-    if missing := sorted(info["missing_keys"]):
-        # transformers fills them with random numbers and goes on.
+    if missing:
         raise ExportError(
             f"cannot load {source.name}: it lacks {len(missing)} weights, {missing[0]} the first"
         )

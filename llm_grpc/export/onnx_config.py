@@ -14,6 +14,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from llm_grpc import graph_names as names
 from llm_grpc.export.attention import StepTrace, current_step
+from llm_grpc.export.fused_norm import fused_norms
+from llm_grpc.export.fused_rotary import fused_rotary
 from llm_grpc.export.hooked import TorchAttention, hooked
 from llm_grpc.export.probe import attention_of
 from llm_grpc.export.traceable import Traceable
@@ -21,12 +23,16 @@ from llm_grpc.manifest import KvCache
 
 PAST = "past"
 
+_DECODE, _CHUNK = 19, 22
+"""Decode rows and the chunk's tokens in the example: their sum, a prime, is no size of a model."""
+
 _SETTLED = (
     "(?s).*ONNX export does not support duplicated values in 'index'",
     "(?s).*aten::index operator of advanced indexing",
+    "Constant folding - Only steps=1 can be constant folded",
 )
-"""Warnings of the tracer about a mixture's experts. It indexes with the tokens that chose one expert: none is
-negative, and no token chooses an expert twice."""
+"""Warnings of the tracer. A mixture's experts are indexed with the tokens that chose one: none is negative,
+and no token chooses an expert twice. The sizes of a padding are left to the runtime to fold."""
 
 
 def kv_cache_of(config: PretrainedConfig) -> KvCache:
@@ -45,7 +51,7 @@ def kv_cache_of(config: PretrainedConfig) -> KvCache:
 
 
 class _StepInputs(DummyInputGenerator):
-    """Example values: two decode rows at lengths 1, then a chunk of three tokens."""
+    """Example values: decode rows at length 1, then a chunk from the first token on."""
 
     SUPPORTED_INPUT_NAMES = (*names.STEP_INPUTS, PAST)
 
@@ -56,17 +62,17 @@ class _StepInputs(DummyInputGenerator):
         """The value of one input."""
         if input_name == PAST:
             shape = (self._kv.num_heads, 16, self._kv.head_dim)
-            layer = tuple(torch.zeros(batch, *shape) for batch in (2, 2, 1, 1))
+            layer = tuple(torch.zeros(batch, *shape) for batch in (_DECODE, _DECODE, 1, 1))
             return [layer for _ in range(self._kv.num_layers)]
         return {
-            names.INPUT_IDS: torch.ones(1, 5, dtype=torch.int64),
-            names.POSITION_IDS: torch.tensor([[1, 1, 0, 1, 2]]),
-            names.LOGIT_ROWS: torch.tensor([0, 4]),
-            names.SPLIT: torch.tensor([2, 3]),
-            names.DECODE_SEQLENS: torch.tensor([1, 1], dtype=torch.int32),
+            names.INPUT_IDS: torch.ones(1, _DECODE + _CHUNK, dtype=torch.int64),
+            names.POSITION_IDS: torch.tensor([[*[1] * _DECODE, *range(_CHUNK)]]),
+            names.LOGIT_ROWS: torch.tensor([0, _DECODE]),
+            names.SPLIT: torch.tensor([_DECODE, _CHUNK]),
+            names.DECODE_SEQLENS: torch.ones(_DECODE, dtype=torch.int32),
             names.DECODE_TOTAL: torch.tensor(2, dtype=torch.int32),
-            names.CHUNK_SEQLENS: torch.tensor([2], dtype=torch.int32),
-            names.CHUNK_TOTAL: torch.tensor(3, dtype=torch.int32),
+            names.CHUNK_SEQLENS: torch.tensor([_CHUNK - 1], dtype=torch.int32),
+            names.CHUNK_TOTAL: torch.tensor(_CHUNK, dtype=torch.int32),
         }[input_name]
 
 
@@ -122,7 +128,13 @@ class PackedStepConfig(OnnxConfig):
         forward = model.forward
         model.forward = _packed_forward(model, forward)
         try:
-            with hooked(model), Traceable(model.config), warnings.catch_warnings():
+            with (
+                hooked(model),  # may change the model's modules
+                fused_norms(model),
+                fused_rotary(model),
+                Traceable(model.config, num_tokens=_DECODE + _CHUNK),
+                warnings.catch_warnings(),
+            ):
                 for doubt in _SETTLED:
                     warnings.filterwarnings("ignore", message=doubt, category=UserWarning)
                 yield

@@ -54,6 +54,15 @@ def find_source(source: str) -> Source:
     return Source(source, directory, sum(sizes), max(matrices, default=0))
 
 
+def weight_files(source: Source) -> list[Path]:
+    """The safetensors files of a source, each once.
+
+    Raises:
+        ExportError: one is not there.
+    """
+    return _weights(source.name, source.directory)
+
+
 def _download(source: str) -> Path:
     if not _HUB_ID.fullmatch(source):
         raise ExportError(f"cannot load {source}: there is no such directory")

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import torch
 from optimum.exporters.onnx.convert import export as optimum_export
 from torch.jit import TracerWarning
 from transformers import PreTrainedModel
 
 from llm_grpc.errors import ExportError
-from llm_grpc.export.graph_file import state_interface, take_graph, write_graph
+from llm_grpc.export.graph_file import state_interface, write_graph
 from llm_grpc.export.load import load_config, load_model, load_tokenizer
 from llm_grpc.export.onnx_config import PackedStepConfig, kv_cache_of
+from llm_grpc.export.passes.merge import merge_projections
+from llm_grpc.export.passes.tidy import tidy, with_shapes, without_shapes
+from llm_grpc.export.passes.weights import attach, fold
 from llm_grpc.export.refusals import refuse_by_graph
+from llm_grpc.export.skeleton import weightless
 from llm_grpc.export.source import Source, first_line
-from llm_grpc.export.tied import share_transposed
+from llm_grpc.export.swapped import swapped
 from llm_grpc.export.write import write_manifest
 from llm_grpc.manifest import FORMAT, Manifest, file_entry
 
@@ -30,10 +36,10 @@ GRAPH, TOKENIZER, CHAT_TEMPLATE = "model.onnx", "tokenizer.json", "chat_template
 OPSET = 18
 _RECORDED = ("torch", "transformers", "optimum", "optimum-onnx", "onnx")
 
-GraphPass = Callable[[onnx.ModelProto], object]
+GraphPass = Callable[[ir.Model], object]
 
-GRAPH_PASSES: tuple[GraphPass, ...] = (share_transposed,)
-"""What is done to the graph after the trace, in order: each changes the model, weights included."""
+GRAPH_PASSES: tuple[GraphPass, ...] = (fold, merge_projections)
+"""What is done to the graph once it has its weights, in order."""
 
 
 @dataclass
@@ -44,8 +50,11 @@ class Job:
     name: str
     directory: Path
     passes: tuple[GraphPass, ...] = GRAPH_PASSES
-    model: PreTrainedModel | None = None
-    """Until it is traced."""
+    model: Any = None
+    """The torch model, its weights mapped from the source's files, until they are written."""
+
+    rewritten: Any = None
+    """The graph, from the trace to the writing."""
 
     config: Any = None
     tokenizer: Any = None
@@ -76,33 +85,53 @@ def load(job: Job) -> None:
 
 
 def trace(job: Job) -> None:
-    """The graph, as optimum's exporter writes it; the torch model is dropped."""
-    model, job.model = job.model, None
+    """The graph without its weights, as optimum's exporter writes it."""
     config = PackedStepConfig(job.config, task="text-generation", float_dtype="fp32")
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), _parameters_as_inputs(job.model):
             # optimum traces with the TorchScript exporter, which torch deprecates; what the tracer makes
             # constant (numbers of heads, that there is no mask) is constant.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", TracerWarning)
-            optimum_export(model, config, job.graph, opset=OPSET, disable_dynamic_axes_fix=True)
+            optimum_export(
+                job.model, config, job.graph, opset=OPSET,
+                disable_dynamic_axes_fix=True, do_constant_folding=False,
+            )  # fmt: skip
     except (ExportError, OSError, MemoryError):
         raise
     except Exception as error:  # the tracer runs the architecture's own code
         raise ExportError(f"{job.config.model_type} cannot be exported: {first_line(error)}") from error
-    finally:
-        del model
-        gc.collect()  # the model holds its own forward
+
+
+@contextmanager
+def _parameters_as_inputs(model: PreTrainedModel) -> Iterator[None]:
+    """Parameters become inputs of the graph, under their names, and the trace needs none of their values.
+
+    torch's exporter can do that, and optimum's passes no word of it on.
+    """
+    plain = partial(torch.onnx.export, export_params=False)
+    with swapped(torch.onnx, "export", plain), weightless(model, torch.float32):
+        yield
 
 
 def rewrite(job: Job) -> None:
     """The passes, and what the graph was made for."""
-    graph = take_graph(job.graph)
-    refuse_by_graph(graph.graph, job.config.model_type, job.kv_cache.num_layers)
+    traced = onnx.load(job.graph)
+    refuse_by_graph(traced.graph, job.config.model_type, job.kv_cache.num_layers)
+    job.rewritten = with_shapes(traced)
+    tidy(job.rewritten)
+    attach(job.rewritten, job.model.state_dict())
     for apply in job.passes:
-        apply(graph)
-    state_interface(graph, job.config.vocab_size, job.config.max_position_embeddings, job.kv_cache)
-    write_graph(graph, job.graph)
+        apply(job.rewritten)
+    without_shapes(job.rewritten)
+    state_interface(job.rewritten, job.config.vocab_size, job.config.max_position_embeddings, job.kv_cache)
+
+
+def write(job: Job) -> None:
+    """The graph with its weights, one at a time; the torch model is dropped."""
+    job.graph.unlink()
+    write_graph(job.rewritten, job.graph)
+    job.rewritten = job.model = None
 
 
 def describe(job: Job) -> None:
@@ -143,6 +172,7 @@ STAGES: tuple[tuple[str, Callable[[Job], None]], ...] = (
     ("loading the model", load),
     ("tracing it through optimum", trace),
     ("rewriting the graph", rewrite),
+    ("writing the weights", write),
     ("writing the tokenizer and the manifest", describe),
 )
 """Before the verification, which has stages of its own."""

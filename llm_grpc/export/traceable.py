@@ -11,6 +11,8 @@ from transformers import PretrainedConfig
 
 _NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
+_VIEWS = frozenset({torch.Tensor.view, torch.Tensor.reshape, torch.reshape})
+
 _FOUND = "_llm_grpc_found"
 """Marks the tensors that hold where a condition is true."""
 
@@ -23,11 +25,15 @@ class Traceable(TorchFunctionMode):
     loops over the experts that some token chose, which unrolls to those of the example: it becomes all
     experts, and one that no token chose adds nothing. Without ``experts`` it becomes none of them, which is
     right for shapes only. For the same reason ``numel`` of what ``where`` found says that there is something.
+
+    A view to sizes that were read from a tensor is traced with the arithmetic on them, a dozen nodes a layer
+    that say what is known: all sizes but the number of tokens, by which the example's ``num_tokens`` differs
+    from every size of the model, are constant.
     """
 
-    def __init__(self, config: PretrainedConfig, experts: bool = True) -> None:
+    def __init__(self, config: PretrainedConfig, experts: bool = True, num_tokens: int = 0) -> None:
         super().__init__()
-        self._experts = experts
+        self._experts, self._num_tokens = experts, num_tokens
         self._num_experts = {getattr(config, key) for key in _NUM_EXPERTS if getattr(config, key, None)}
 
     def __torch_function__(
@@ -37,6 +43,8 @@ class Traceable(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in {torch.repeat_interleave, torch.Tensor.repeat_interleave}:
             return _repeat_interleave(func, *args, **kwargs)
+        if func in _VIEWS and self._num_tokens:
+            return self._view(func, *args, **kwargs)
         if func in {torch.nonzero, torch.Tensor.nonzero} and self._is_one_flag_an_expert(args[0]):
             return torch.arange(int(args[0].shape[0]) if self._experts else 0)[:, None]
         if func is torch.Tensor.numel and getattr(args[0], _FOUND, False):
@@ -46,6 +54,23 @@ class Traceable(TorchFunctionMode):
             for indices in result:
                 setattr(indices, _FOUND, True)
         return result
+
+    def _view(self, func: Callable[..., Any], x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = func(x, *args, **kwargs)
+        sizes = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+        read = [isinstance(size, torch.Tensor) for size in sizes]
+        if kwargs or not any(read):
+            return result
+        known = [int(size) for size in result.shape]
+        tokens = [i for i, size in enumerate(known) if read[i] and size == self._num_tokens]
+        if len(tokens) > 1:
+            return result
+        for i, size in enumerate(sizes):
+            if not read[i] and (not tokens or int(size) >= 0):
+                known[i] = int(size)
+        for i in tokens:
+            known[i] = -1
+        return func(x, known)
 
     def _is_one_flag_an_expert(self, flags: torch.Tensor) -> bool:
         # One architecture counts a class more, for tokens that no expert takes.

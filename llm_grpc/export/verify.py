@@ -6,14 +6,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from transformers import PreTrainedModel
-
 from llm_grpc.errors import ExportError
 from llm_grpc.export.load import load_model
 from llm_grpc.export.progress import Progress
+from llm_grpc.export.reference import reference_logits
 from llm_grpc.export.source import Source
 from llm_grpc.export.verify_drive import Trace, generate, prefill
 from llm_grpc.export.verify_input import VerifyInput, verify_input
@@ -80,16 +76,9 @@ def _run_reference(
         )
     comparison = Comparison(tie=THRESHOLDS[manifest.weights].tie)
     for index, trace in enumerate(traces):
-        comparison.add(trace, _logits(model, trace.inputs))
+        comparison.add(trace, reference_logits(model, trace.inputs))
         progress.part(index + 1, len(traces))
-    return comparison, perplexity(lambda ids: _logits(model, ids), given.windows, progress.part)
-
-
-def _logits(model: PreTrainedModel, ids: list[int]) -> NDArray[np.float32]:
-    """Logits ``[len(ids), vocabulary]`` of the torch model."""
-    with torch.no_grad():
-        logits: NDArray[np.float32] = model(torch.tensor([ids]), use_cache=False).logits[0].float().numpy()
-    return logits
+    return comparison, perplexity(lambda ids: reference_logits(model, ids), given.windows, progress.part)
 
 
 def _perplexity(given: VerifyInput, exported: float, reference: float) -> Perplexity:

@@ -50,14 +50,13 @@ def verify_input(model_dir: Path, manifest: Manifest, num_tokens: int, text: Pat
     if text is None:
         return VerifyInput(prompts, num_tokens, [], "")
     content = read_text(text)
-    ids = _encode(model_dir / manifest.tokenizer, text, content)
+    ids = encode_text(model_dir / manifest.tokenizer, text, content)
     # The runner wants a position behind a chunk, for the row of an idle decode half.
     size = min(WINDOW_TOKENS, manifest.context_tokens - 1)
-    windows = [ids[start : start + size] for start in range(0, len(ids), size)]
     return VerifyInput(
         prompts=[*prompts, ids[: lengths[-1]]],
         num_tokens=num_tokens,
-        windows=[window for window in windows if len(window) > 1],
+        windows=cut_windows(ids, size),
         text_sha256=hashlib.sha256(content.encode()).hexdigest(),
     )
 
@@ -76,11 +75,22 @@ def read_text(path: Path) -> str:
         raise ExportError(f"the text {path} is not UTF-8: {error.reason}") from error
 
 
-def _encode(tokenizer: Path, path: Path, text: str) -> list[int]:
+def encode_text(tokenizer: Path, path: Path, text: str, least: int = 2) -> list[int]:
+    """The ids of ``text``, the content of ``path``.
+
+    Raises:
+        ExportError: there are fewer than ``least``.
+    """
     raw = Tokenizer.from_file(str(tokenizer))
     raw.no_truncation()
     raw.no_padding()
     ids: list[int] = raw.encode(text).ids
-    if len(ids) < 2:
-        raise ExportError(f"the text {path} has {len(ids)} tokens, and the least is 2")
+    if len(ids) < least:
+        raise ExportError(f"the text {path} has {len(ids)} tokens, and the least is {least}")
     return ids
+
+
+def cut_windows(ids: list[int], size: int) -> list[list[int]]:
+    """``ids`` in pieces of ``size`` tokens; the last may be shorter, but has two at least."""
+    windows = [ids[start : start + size] for start in range(0, len(ids), size)]
+    return [window for window in windows if len(window) > 1]

@@ -83,10 +83,14 @@ def perplexity(
     logits_of: Callable[[list[int]], Rows], windows: list[list[int]], on_window: Callable[[int, int], None]
 ) -> float:
     """The exponential of the mean negative log-likelihood of all tokens but the windows' first; 1 of none."""
-    total, count = 0.0, 0
+    total, count = 0.0, sum(len(window) - 1 for window in windows)
     for index, window in enumerate(windows):
-        for row, token in zip(logits_of(window)[:-1], window[1:], strict=True):
-            total -= float(log_softmax(row)[token])
-            count += 1
+        total -= _log_likelihood(logits_of(window), window)
         on_window(index + 1, len(windows))
     return float(np.exp(total / count)) if count else 1.0
+
+
+def _log_likelihood(logits: Rows, window: list[int]) -> float:
+    """Of all tokens but the first; what it looked at is gone before the next window's logits are made."""
+    pairs = zip(logits[:-1], window[1:], strict=True)
+    return sum(float(log_softmax(row)[token]) for row, token in pairs)

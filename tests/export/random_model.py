@@ -50,6 +50,15 @@ def save_random_model(directory: Path, architecture: str = "llama", **overrides:
     return directory
 
 
+def store_as(directory: Path, dtype: torch.dtype = torch.bfloat16, **options: Any) -> Path:
+    """Round the weights of a checkpoint to ``dtype`` and save them over it; ``options`` say how."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+    for path in directory.glob("*.safetensors"):
+        path.unlink()
+    model.save_pretrained(directory, **options)
+    return directory
+
+
 class Eager:
     """The same checkpoint in torch, eager attention, fp32."""
 

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import pytest
-from onnx import numpy_helper
 
 from llm_grpc.errors import ExportError
 from llm_grpc.export.command import export, verify_directory
+from llm_grpc.export.passes.weights import array_of
 from llm_grpc.export.stages import GRAPH_PASSES
 from llm_grpc.export.verify import VerifyOptions
 from llm_grpc.export.verify_drive import CHUNK_TOKENS, Trace
@@ -35,10 +35,10 @@ def copy(model_dir: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(model_dir, tmp_path / "model"))
 
 
-def perturb(graph: onnx.ModelProto) -> None:
+def perturb(model: ir.Model) -> None:
     """A pass with a bug: the largest matrix is off by a percent."""
-    tensor = max(graph.graph.initializer, key=lambda t: len(t.raw_data))
-    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name))
+    value = max(model.graph.initializers.values(), key=lambda v: array_of(v).size)
+    value.const_value = ir.tensor(array_of(value).astype(np.float32) * np.float32(1.01), name=value.name)
 
 
 def test_an_export_is_verified_and_says_so(model_dir: Path) -> None:

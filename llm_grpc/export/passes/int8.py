@@ -1,0 +1,141 @@
+"""Linear layers in int8, each row of activations with a scale of its own.
+
+A row is rounded by its own largest magnitude and nothing else, so that what a sequence gets does not depend
+on the others of the step. ONNX Runtime's dynamic quantisation takes one scale for all rows.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import onnx_ir as ir
+
+from llm_grpc.export.passes.linears import Group, Linear
+from llm_grpc.export.passes.weights import SOURCES, Array, add_constant, add_weight, drop_unused
+from llm_grpc.export.quantize import int8
+from llm_grpc.export.quantize.gptq import Feedback
+from llm_grpc.graph_names import INPUT_IDS
+
+_MIDDLE = 128
+"""The zero point of activations, which are uint8. Weights are int8 and have none: with one, the runtime's
+fast kernels are not used."""
+_LEAST = np.array(1e-12, np.float32)
+"""Scale of a row of zeros, times 127."""
+
+
+class Int8:
+    """Writes int8 layers into one graph."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._graph = model.graph
+        self._middles: dict[str, ir.Value] = {}
+
+    def write(self, group: Group, linears: tuple[Linear, ...], feedback: Feedback | None = None) -> None:
+        """Replace ``linears``, all or some of ``group``."""
+        codes, scale, nodes = self._rounded(group.x)
+        first = linears[0].node
+        self._graph.insert_before(first, nodes)
+        for linear in linears:
+            self._write(linear, codes, scale, feedback)
+        drop_unused(self._graph, [linear.weight for linear in linears])
+
+    def _rounded(self, x: ir.Value) -> tuple[ir.Value, ir.Value, list[ir.Node]]:
+        """Codes of ``x [..., K]``, and the scale of each row, ``[..., 1]``."""
+        graph = self._graph
+        nodes = [ir.node("Abs", [x])]
+
+        def then(op_type: str, *more: ir.Value, **attributes: int) -> ir.Value:
+            nodes.append(ir.node(op_type, [nodes[-1].outputs[0], *more], attributes))
+            return nodes[-1].outputs[0]
+
+        then("ReduceMax", add_constant(graph, "last_axis", np.array([-1])), keepdims=1)
+        then("Max", add_constant(graph, "least_magnitude", _LEAST))
+        scale = then("Mul", add_constant(graph, "one_127th", np.array(1 / 127, np.float32)))
+        scales = then("Reshape", add_constant(graph, "flat", np.array([-1])))
+        middles = self._middles_for(x, scales, nodes)
+        assert x.shape is not None
+        nodes.append(ir.node("QuantizeLinear", [x, scales, middles], {"axis": len(x.shape) - 2}))
+        return nodes[-1].outputs[0], scale, nodes
+
+    def _middles_for(self, x: ir.Value, scales: ir.Value, nodes: list[ir.Node]) -> ir.Value:
+        """The zero point for each row. All of the packed tokens share one vector of them."""
+        assert x.shape is not None
+        sizes = [str(size) for size in list(x.shape)[:-1]]
+        key = sizes[1] if sizes in (["1", "tokens"], ["1", "rows"]) else ""
+        if key in self._middles:
+            return self._middles[key]
+        middle = add_constant(self._graph, "middle", np.array([_MIDDLE], np.uint8))
+        shape = ir.node("Shape", [scales])
+        expand = ir.node("Expand", [middle, shape.outputs[0]])
+        nodes += [shape, expand]
+        if key:
+            self._middles[key] = expand.outputs[0]
+        return expand.outputs[0]
+
+    def _write(self, linear: Linear, codes: ir.Value, scale: ir.Value, feedback: Feedback | None) -> None:
+        graph, node = self._graph, linear.node
+        weight, scales = _matrix(graph, linear, feedback)
+        new = []
+        if linear.is_transposed:
+            new.append(ir.node("Transpose", [weight], {"perm": [1, 0]}))
+            weight = new[0].outputs[0]
+        one = add_constant(graph, "one", np.array(1, np.float32))
+        middle = add_constant(graph, "row_middle", np.array(_MIDDLE, np.uint8))
+        inputs = [codes, weight, one, scales, middle]
+        new.append(ir.node("MatMulIntegerToFloat", inputs, domain="com.microsoft"))
+        new.append(ir.node("Mul", [new[-1].outputs[0], scale]))
+        out = node.outputs[0]
+        new[-1].outputs[0].shape, new[-1].outputs[0].type = out.shape, out.type
+        graph.insert_before(node, new)
+        ir.convenience.replace_all_uses_with(out, new[-1].outputs[0])
+        graph.remove(node, safe=True)
+
+
+def _matrix(graph: ir.Graph, linear: Linear, feedback: Feedback | None) -> tuple[ir.Value, ir.Value]:
+    """The codes in the weight's own order of axes, and the scales ``[N]``."""
+    rows, columns = linear.shape
+    name = str(linear.weight.name)
+    if f"{name}.int8" in graph.initializers:
+        return graph.initializers[f"{name}.int8"], graph.initializers[f"{name}.scale"]
+
+    @lru_cache(maxsize=1)
+    def quantized() -> int8.Int8:
+        return int8.quantize(linear.read(), feedback)
+
+    def codes() -> Array:
+        found = quantized().weight
+        quantized.cache_clear()
+        return found.T if linear.is_transposed else found
+
+    shape = (columns, rows) if linear.is_transposed else (rows, columns)
+    scales = add_weight(graph, f"{name}.scale", (columns,), ir.DataType.FLOAT, lambda: quantized().scale)
+    weight = add_weight(graph, f"{name}.int8", shape, ir.DataType.INT8, codes)
+    weight.meta[SOURCES] = linear.sources
+    return weight, scales
+
+
+def _input(graph: ir.Graph, name: str) -> ir.Value:
+    return next(value for value in graph.inputs if value.name == name)
+
+
+def write_embedding(model: ir.Model) -> None:
+    """Store the table of token embeddings in int8, a scale for each token; a tied head reads the same."""
+    graph = model.graph
+    uses = _input(graph, INPUT_IDS).uses()
+    node = next((user for user, place in uses if (user.op_type, place) == ("Gather", 1)), None)
+    table = node.inputs[0] if node else None
+    if node is None or table is None or SOURCES not in table.meta:
+        return
+    weight, scales = _matrix(graph, Linear(node, table, is_transposed=True), None)
+    ids = _input(graph, INPUT_IDS)
+    picked = ir.node("Gather", [weight, ids])
+    cast = ir.node("Cast", [picked.outputs[0]], {"to": ir.DataType.FLOAT})
+    scale = ir.node("Gather", [scales, ids])
+    wide = ir.node("Unsqueeze", [scale.outputs[0], add_constant(graph, "last", np.array([-1]))])
+    out = ir.node("Mul", [cast.outputs[0], wide.outputs[0]])
+    out.outputs[0].shape, out.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+    graph.insert_before(node, [picked, cast, scale, wide, out])
+    ir.convenience.replace_all_uses_with(node.outputs[0], out.outputs[0])
+    graph.remove(node, safe=True)
+    drop_unused(graph, [table])
