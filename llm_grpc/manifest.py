@@ -50,7 +50,7 @@ class Manifest(_Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     architecture: str
     lowering: Literal["slots"]
-    weights: Literal["fp32"]
+    weights: Literal["fp32", "int8", "int4"]
     graph: str
     tokenizer: str
     chat_template: str | None

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -12,12 +12,15 @@ from llm_grpc.cli.messages import fail
 INSTALL = "install llm-grpc[export,cpu]"
 
 
-def export(
+def export(  # noqa: PLR0913 - a flag each
     source: str,
     model_dir: Path,
     /,
     *,
     name: str = "",
+    weights: Literal["fp32", "int8", "int4"] = "fp32",
+    calibrate: Path | None = None,
+    mean_bits: float = 6.5,
     text: Path | None = None,
     tokens: int = 32,
     allow_inexact: Annotated[bool, Parameter(negative="")] = False,
@@ -32,6 +35,13 @@ def export(
         Directory to write; one that holds an exported model is replaced.
     name
         Name that requests use; empty is the last part of SOURCE.
+    weights
+        Format of the weights on disk and in memory. int8 is the fastest on a CPU from a few requests on, int4
+        the smallest, fp32 exact.
+    calibrate
+        UTF-8 text like what the model will see, from which int8 and int4 are fitted: a few thousand words.
+    mean_bits
+        Bits per weight of an int4 model that is calibrated: the worst layers get 8 while the mean allows it.
     text
         UTF-8 text on which the perplexity of both models is compared.
     tokens
@@ -43,9 +53,11 @@ def export(
         try:
             with needs_extra(INSTALL):
                 from llm_grpc.export.command import export as run_export  # noqa: PLC0415 - imports torch
+                from llm_grpc.export.recipe import Recipe  # noqa: PLC0415 - with the others
                 from llm_grpc.export.verify import VerifyOptions  # noqa: PLC0415 - imports torch
 
-                run_export(source, model_dir, name, VerifyOptions(tokens, text, allow_inexact))
+                recipe = Recipe(weights, calibrate, mean_bits)
+                run_export(source, model_dir, name, VerifyOptions(tokens, text, allow_inexact), recipe)
         except KeyboardInterrupt:
             return fail("interrupted; nothing was written", INTERRUPTED)
     return 0

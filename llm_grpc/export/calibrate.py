@@ -19,7 +19,7 @@ from llm_grpc.export.reference import in_fp32
 from llm_grpc.export.rows import Rows
 from llm_grpc.export.verify_input import cut_windows, encode_text, read_text
 
-WINDOW_TOKENS, MAX_WINDOWS, NUM_ROWS = 512, 32, 256
+WINDOW_TOKENS, MAX_WINDOWS, NUM_ROWS, MIN_TOKENS = 512, 32, 2048, 256
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,18 @@ class Calibration:
     value_absmax: NDArray[np.float32]
 
 
-def calibration_windows(
-    text: Path, tokenizer: Path, context_tokens: int, num_rows: int = NUM_ROWS
-) -> list[list[int]]:
+def calibration_windows(text: Path, tokenizer: Path, context_tokens: int) -> list[list[int]]:
     """At most ``MAX_WINDOWS`` windows of token ids, at equal distances in the text.
 
     Args:
         text: the file to read, UTF-8.
         tokenizer: the model's tokenizer.json.
         context_tokens: the longest sequence of the model, the bound of a window.
-        num_rows: tokens that are needed at least.
 
     Raises:
-        ExportError: the text cannot be read, is not UTF-8, or is too short.
+        ExportError: the text cannot be read, is not UTF-8, or has fewer than ``MIN_TOKENS`` tokens.
     """
-    ids = encode_text(tokenizer, text, read_text(text), max(num_rows, 2))
+    ids = encode_text(tokenizer, text, read_text(text), MIN_TOKENS)
     windows = cut_windows(ids, min(WINDOW_TOKENS, context_tokens))
     chosen = np.linspace(0, len(windows) - 1, min(len(windows), MAX_WINDOWS)).round().astype(int)
     return [windows[index] for index in chosen]

@@ -12,9 +12,10 @@ from pathlib import Path
 from llm_grpc.errors import ExportError
 from llm_grpc.export.estimate import say_needs
 from llm_grpc.export.progress import Progress, show_progress
+from llm_grpc.export.recipe import Recipe
 from llm_grpc.export.replace import replace_directory
 from llm_grpc.export.source import Source, find_source, first_line
-from llm_grpc.export.stages import GRAPH_PASSES, STAGES, GraphPass, Job
+from llm_grpc.export.stages import GRAPH_PASSES, GraphPass, Job, Stage, stages_of
 from llm_grpc.export.verify import STAGES as VERIFY_STAGES
 from llm_grpc.export.verify import VerifyOptions, verify
 from llm_grpc.export.verify_input import read_text
@@ -23,6 +24,7 @@ from llm_grpc.manifest import MANIFEST, load_manifest
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DEFAULT = VerifyOptions()
+_FP32 = Recipe()
 
 
 def export(
@@ -30,6 +32,7 @@ def export(
     model_dir: Path,
     name: str = "",
     options: VerifyOptions = _DEFAULT,
+    recipe: Recipe = _FP32,
     passes: tuple[GraphPass, ...] = GRAPH_PASSES,
 ) -> None:
     """Export ``source``, a directory or a hub id with safetensors weights, to ``model_dir``, and verify it.
@@ -43,6 +46,7 @@ def export(
         model_dir: the directory to write; replaced if it is a model directory already.
         name: the model's name in requests; empty means the source's last path element.
         options: how the result is verified, and whether one outside the limits is kept.
+        recipe: the format of the weights.
         passes: what is done to the graph after the trace.
 
     Raises:
@@ -55,13 +59,16 @@ def export(
         if options.text:
             read_text(options.text)
         found = find_source(source)
-        with show_progress(len(STAGES) + len(VERIFY_STAGES)) as progress:
+        if recipe.calibrate:
+            read_text(recipe.calibrate)
+        stages = stages_of(recipe)
+        with show_progress(len(stages) + len(VERIFY_STAGES)) as progress:
             progress.say(say_needs(found, model_dir))
             model_dir.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{model_dir.name}.", dir=model_dir.parent) as scratch:
                 staging = Path(scratch) / "model"
                 staging.mkdir()
-                _write(Job(found, name, staging, passes), options, progress)
+                _write(Job(found, name, staging, recipe, passes), stages, options, progress)
                 replace_directory(model_dir, staging, Path(scratch) / "old")
             progress.say(f"wrote {model_dir}")
 
@@ -85,10 +92,10 @@ def verify_directory(model_dir: Path, against: str = "", options: VerifyOptions 
             _verify(model_dir, source, options, progress)
 
 
-def _write(job: Job, options: VerifyOptions, progress: Progress) -> None:
-    for title, stage in STAGES:
+def _write(job: Job, stages: list[Stage], options: VerifyOptions, progress: Progress) -> None:
+    for title, stage in stages:
         progress.stage(title)
-        stage(job)
+        stage(job, progress)
     _verify(job.directory, job.source, options, progress)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.external_data import CallbackInfo
 
 from llm_grpc import graph_names
 from llm_grpc.manifest import KvCache
@@ -18,11 +20,23 @@ _SMALL_BYTES = 1024
 """Weights that stay in the graph's file."""
 
 
-def write_graph(model: ir.Model, path: Path, external_from_bytes: int = EXTERNAL_FROM_BYTES) -> None:
-    """Write ``model``, its larger weights to ``<path>.data`` where they are many, one after the other."""
+def write_graph(
+    model: ir.Model,
+    path: Path,
+    on_weight: Callable[[int, int], None] = lambda *_: None,
+    external_from_bytes: int = EXTERNAL_FROM_BYTES,
+) -> None:
+    """Write ``model``, its larger weights to ``<path>.data`` where they are many, one after the other.
+
+    ``on_weight`` gets the number of those that are written and of all.
+    """
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     data = f"{path.name}.data" if size >= external_from_bytes else None
-    ir.save(model, path, external_data=data, size_threshold_bytes=_SMALL_BYTES)
+
+    def told(_: object, info: CallbackInfo) -> None:
+        on_weight(info.index + 1, info.total)
+
+    ir.save(model, path, external_data=data, size_threshold_bytes=_SMALL_BYTES, callback=told)
 
 
 def state_interface(model: ir.Model, vocabulary_size: int, context_tokens: int, kv_cache: KvCache) -> None:

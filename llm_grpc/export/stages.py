@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +19,20 @@ from torch.jit import TracerWarning
 from transformers import PreTrainedModel
 
 from llm_grpc.errors import ExportError
+from llm_grpc.export.calibrate import calibrate as run_calibration
+from llm_grpc.export.calibrate import calibration_windows
+from llm_grpc.export.formats import choose_formats, table
 from llm_grpc.export.graph_file import state_interface, write_graph
 from llm_grpc.export.load import load_config, load_model, load_tokenizer
 from llm_grpc.export.onnx_config import PackedStepConfig, kv_cache_of
 from llm_grpc.export.passes.merge import merge_projections
+from llm_grpc.export.passes.quantise import Feedbacks
+from llm_grpc.export.passes.quantise import quantise as write_formats
+from llm_grpc.export.passes.smooth import smooth
 from llm_grpc.export.passes.tidy import tidy, with_shapes, without_shapes
 from llm_grpc.export.passes.weights import attach, fold
+from llm_grpc.export.progress import Progress
+from llm_grpc.export.recipe import Recipe
 from llm_grpc.export.refusals import refuse_by_graph
 from llm_grpc.export.skeleton import weightless
 from llm_grpc.export.source import Source, first_line
@@ -49,12 +57,16 @@ class Job:
     source: Source
     name: str
     directory: Path
+    recipe: Recipe = field(default_factory=Recipe)
     passes: tuple[GraphPass, ...] = GRAPH_PASSES
     model: Any = None
     """The torch model, its weights mapped from the source's files, until they are written."""
 
     rewritten: Any = None
     """The graph, from the trace to the writing."""
+
+    rows: dict[str, Any] = field(default_factory=dict)
+    """Calibration: inputs of the linear layers."""
 
     config: Any = None
     tokenizer: Any = None
@@ -67,7 +79,7 @@ class Job:
         return self.directory / GRAPH
 
 
-def load(job: Job) -> None:
+def load(job: Job, _: Progress) -> None:
     """The torch model and its tokenizer, after the architecture is known to be one that can be exported."""
     job.kv_cache = kv_cache_of(load_config(job.source))
     job.tokenizer, job.model = load_tokenizer(job.source), load_model(job.source)
@@ -84,7 +96,20 @@ def load(job: Job) -> None:
         )
 
 
-def trace(job: Job) -> None:
+def calibrate(job: Job, progress: Progress) -> None:
+    """What the layers multiply, from the recipe's text."""
+    assert job.recipe.calibrate
+    job.tokenizer.backend_tokenizer.save(str(job.directory / TOKENIZER))
+    context_tokens = job.config.max_position_embeddings
+    windows = calibration_windows(job.recipe.calibrate, job.directory / TOKENIZER, context_tokens)
+    job.rows = run_calibration(job.model, windows, on_window=progress.part).rows
+    # The graph knows a shared parameter by another of its names.
+    tensors = job.model.state_dict(keep_vars=True)
+    known = {id(tensors[name]): rows for name, rows in job.rows.items()}
+    job.rows = {name: known[id(tensor)] for name, tensor in tensors.items() if id(tensor) in known}
+
+
+def trace(job: Job, _: Progress) -> None:
     """The graph without its weights, as optimum's exporter writes it."""
     config = PackedStepConfig(job.config, task="text-generation", float_dtype="fp32")
     try:
@@ -114,7 +139,7 @@ def _parameters_as_inputs(model: PreTrainedModel) -> Iterator[None]:
         yield
 
 
-def rewrite(job: Job) -> None:
+def rewrite(job: Job, _: Progress) -> None:
     """The passes, and what the graph was made for."""
     traced = onnx.load(job.graph)
     refuse_by_graph(traced.graph, job.config.model_type, job.kv_cache.num_layers)
@@ -123,18 +148,31 @@ def rewrite(job: Job) -> None:
     attach(job.rewritten, job.model.state_dict())
     for apply in job.passes:
         apply(job.rewritten)
-    without_shapes(job.rewritten)
     state_interface(job.rewritten, job.config.vocab_size, job.config.max_position_embeddings, job.kv_cache)
 
 
-def write(job: Job) -> None:
+def quantise(job: Job, progress: Progress) -> None:
+    """The format of each layer."""
+    recipe, graph = job.recipe, job.rewritten
+    if recipe.weights == "int8":
+        smooth(graph, job.rows)
+    feedbacks = Feedbacks(job.rows)
+    choices = choose_formats(graph, recipe.weights, job.rows, feedbacks, recipe.mean_bits, progress.part)
+    for line in table(choices):
+        progress.say(line)
+    write_formats(graph, {choice.name: choice.format for choice in choices}, feedbacks)
+
+
+def write(job: Job, progress: Progress) -> None:
     """The graph with its weights, one at a time; the torch model is dropped."""
     job.graph.unlink()
-    write_graph(job.rewritten, job.graph)
+    without_shapes(job.rewritten)
+    write_graph(job.rewritten, job.graph, progress.part)
     job.rewritten = job.model = None
+    job.rows = {}
 
 
-def describe(job: Job) -> None:
+def describe(job: Job, _: Progress) -> None:
     """The tokenizer, the chat template and the manifest."""
     directory, template = job.directory, job.tokenizer.chat_template
     job.tokenizer.backend_tokenizer.save(str(directory / TOKENIZER))
@@ -145,7 +183,7 @@ def describe(job: Job) -> None:
         name=job.name,
         architecture=job.config.model_type,
         lowering="slots",
-        weights="fp32",
+        weights=job.recipe.weights,
         graph=GRAPH,
         tokenizer=TOKENIZER,
         chat_template=CHAT_TEMPLATE if template else None,
@@ -168,11 +206,19 @@ def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     return tuple(ids) if isinstance(ids, list) else (ids,)
 
 
-STAGES: tuple[tuple[str, Callable[[Job], None]], ...] = (
-    ("loading the model", load),
-    ("tracing it through optimum", trace),
-    ("rewriting the graph", rewrite),
-    ("writing the weights", write),
-    ("writing the tokenizer and the manifest", describe),
-)
-"""Before the verification, which has stages of its own."""
+Stage = tuple[str, Callable[[Job, Progress], None]]
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """What an export does before its verification, which has stages of its own."""
+    found: list[Stage] = [("loading the model", load)]
+    if recipe.calibrate:
+        found.append(("calibrating", calibrate))
+    found += [("tracing it through optimum", trace), ("rewriting the graph", rewrite)]
+    if recipe.weights != "fp32":
+        found.append(("choosing the format of each layer", quantise))
+    return [
+        *found,
+        ("writing the weights", write),
+        ("writing the tokenizer and the manifest", describe),
+    ]

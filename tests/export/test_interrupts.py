@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from llm_grpc.export.stages import STAGES
+from llm_grpc.export.recipe import Recipe
+from llm_grpc.export.stages import stages_of
 from llm_grpc.export.verify import STAGES as VERIFY_STAGES
 from llm_grpc.manifest import MANIFEST
 
-TITLES = [title for title, _ in STAGES] + list(VERIFY_STAGES)
+TITLES = [title for title, _ in stages_of(Recipe())] + list(VERIFY_STAGES)
 
 SIGNAL_AT_STAGE = """
 import logging, os, sys

@@ -36,7 +36,7 @@ EXCEPTIONS = {
 }
 """The one file that sees every layer of a server, and the two doors to export."""
 
-EXPORT_LIBRARIES = {"torch", "transformers", "optimum", "onnx", "safetensors", "huggingface_hub"}
+EXPORT_LIBRARIES = {"onnx_ir", "torch", "transformers", "optimum", "onnx", "safetensors", "huggingface_hub"}
 
 LIBRARIES = {
     "root": set[str](),

@@ -6,6 +6,7 @@ on the others of the step. ONNX Runtime's dynamic quantisation takes one scale f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -24,6 +25,15 @@ _LEAST = np.array(1e-12, np.float32)
 """Scale of a row of zeros, times 127."""
 
 
+Hints = Callable[[], Feedback | None]
+"""What calibration says of a matrix, asked for when it is rounded."""
+
+
+def no_hints() -> None:
+    """Without calibration."""
+    return
+
+
 class Int8:
     """Writes int8 layers into one graph."""
 
@@ -31,7 +41,7 @@ class Int8:
         self._graph = model.graph
         self._middles: dict[str, ir.Value] = {}
 
-    def write(self, group: Group, linears: tuple[Linear, ...], feedback: Feedback | None = None) -> None:
+    def write(self, group: Group, linears: tuple[Linear, ...], feedback: Hints = no_hints) -> None:
         """Replace ``linears``, all or some of ``group``."""
         codes, scale, nodes = self._rounded(group.x)
         first = linears[0].node
@@ -49,20 +59,29 @@ class Int8:
             nodes.append(ir.node(op_type, [nodes[-1].outputs[0], *more], attributes))
             return nodes[-1].outputs[0]
 
+        rank, is_guarded = len(_sizes(x)), not self._always_has_rows(x)
+        if is_guarded:  # the runtime's maximum over no rows at all has a wrong shape: there is one row more
+            zeros = np.zeros([1] * (rank - 1) + [int(str(_sizes(x)[-1]))], np.float32)
+            then("Concat", add_constant(graph, f"no_row_{zeros.shape}", zeros), axis=rank - 2)
         then("ReduceMax", add_constant(graph, "last_axis", np.array([-1])), keepdims=1)
         then("Max", add_constant(graph, "least_magnitude", _LEAST))
         scale = then("Mul", add_constant(graph, "one_127th", np.array(1 / 127, np.float32)))
+        if is_guarded:
+            ends = [add_constant(graph, f"row_{n}", np.array([n])) for n in (0, -1, rank - 2)]
+            scale = then("Slice", *ends)
         scales = then("Reshape", add_constant(graph, "flat", np.array([-1])))
         middles = self._middles_for(x, scales, nodes)
-        assert x.shape is not None
-        nodes.append(ir.node("QuantizeLinear", [x, scales, middles], {"axis": len(x.shape) - 2}))
+        nodes.append(ir.node("QuantizeLinear", [x, scales, middles], {"axis": rank - 2}))
         return nodes[-1].outputs[0], scale, nodes
+
+    def _always_has_rows(self, x: ir.Value) -> bool:
+        """Whether its rows are the packed tokens, or those that need logits; an expert may have none."""
+        sizes = [str(size) for size in _sizes(x)[:-1]]
+        return sizes[-1] in {"tokens", "rows"} and sizes[:-1] in ([], ["1"])
 
     def _middles_for(self, x: ir.Value, scales: ir.Value, nodes: list[ir.Node]) -> ir.Value:
         """The zero point for each row. All of the packed tokens share one vector of them."""
-        assert x.shape is not None
-        sizes = [str(size) for size in list(x.shape)[:-1]]
-        key = sizes[1] if sizes in (["1", "tokens"], ["1", "rows"]) else ""
+        key = str(_sizes(x)[-2]) if self._always_has_rows(x) else ""
         if key in self._middles:
             return self._middles[key]
         middle = add_constant(self._graph, "middle", np.array([_MIDDLE], np.uint8))
@@ -73,7 +92,7 @@ class Int8:
             self._middles[key] = expand.outputs[0]
         return expand.outputs[0]
 
-    def _write(self, linear: Linear, codes: ir.Value, scale: ir.Value, feedback: Feedback | None) -> None:
+    def _write(self, linear: Linear, codes: ir.Value, scale: ir.Value, feedback: Hints) -> None:
         graph, node = self._graph, linear.node
         weight, scales = _matrix(graph, linear, feedback)
         new = []
@@ -92,7 +111,12 @@ class Int8:
         graph.remove(node, safe=True)
 
 
-def _matrix(graph: ir.Graph, linear: Linear, feedback: Feedback | None) -> tuple[ir.Value, ir.Value]:
+def _sizes(x: ir.Value) -> list[int | ir.SymbolicDim]:
+    assert x.shape is not None
+    return list(x.shape)
+
+
+def _matrix(graph: ir.Graph, linear: Linear, feedback: Hints) -> tuple[ir.Value, ir.Value]:
     """The codes in the weight's own order of axes, and the scales ``[N]``."""
     rows, columns = linear.shape
     name = str(linear.weight.name)
@@ -101,7 +125,7 @@ def _matrix(graph: ir.Graph, linear: Linear, feedback: Feedback | None) -> tuple
 
     @lru_cache(maxsize=1)
     def quantized() -> int8.Int8:
-        return int8.quantize(linear.read(), feedback)
+        return int8.quantize(linear.read(), feedback())
 
     def codes() -> Array:
         found = quantized().weight
@@ -127,7 +151,7 @@ def write_embedding(model: ir.Model) -> None:
     table = node.inputs[0] if node else None
     if node is None or table is None or SOURCES not in table.meta:
         return
-    weight, scales = _matrix(graph, Linear(node, table, is_transposed=True), None)
+    weight, scales = _matrix(graph, Linear(node, table, is_transposed=True), no_hints)
     ids = _input(graph, INPUT_IDS)
     picked = ir.node("Gather", [weight, ids])
     cast = ir.node("Cast", [picked.outputs[0]], {"to": ir.DataType.FLOAT})

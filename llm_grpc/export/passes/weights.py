@@ -138,3 +138,4 @@ def _replace(
     folded.meta[SOURCES] = source.meta[SOURCES]
     ir.convenience.replace_all_uses_with(out, folded)
     graph.remove(node, safe=True)
+    drop_unused(graph, [source])

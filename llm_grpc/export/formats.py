@@ -1,0 +1,100 @@
+"""Which format each linear layer gets, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from llm_grpc.export.passes.linears import Floats, Linear, groups_of
+from llm_grpc.export.passes.quantise import LAYOUTS, Feedbacks, Rows
+from llm_grpc.export.quantize import blocks, int8
+from llm_grpc.export.quantize.choose import choose, mean_bits
+from llm_grpc.export.quantize.error import blocks_error, int8_error
+
+_MAX_ROWS = 512
+"""Rows that errors are measured on."""
+
+_INT8_LIMIT = 0.05
+"""Relative output error above which a layer of an int8 model gets a scale for each block of a row."""
+
+_PAIRS = {"int8": ("int8", "blocks8"), "int4": ("blocks4", "blocks8")}
+"""The format that layers have, and the one that the worst of them get."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layer ``[rows, columns]`` in its format; ``error`` is relative, of its output on calibration rows."""
+
+    name: str
+    label: str
+    rows: int
+    columns: int
+    format: str
+    error: float | None
+
+
+def choose_formats(
+    model: ir.Model,
+    weights: str,
+    rows: Rows,
+    feedbacks: Feedbacks,
+    max_mean_bits: float,
+    on_layer: Callable[[int, int], None],
+) -> list[Choice]:
+    """The format of each layer for ``weights``, ``int8`` or ``int4``, in the order of the graph.
+
+    With calibration rows the layers of the largest error get 8 bits in blocks: of an int8 model those beyond
+    5 percent, of an int4 model as many as ``max_mean_bits`` bits per weight allow.
+
+    Raises:
+        ValueError: ``max_mean_bits`` is less than what every layer in 4 bits takes.
+    """
+    low, high = _PAIRS[weights]
+    linears = [linear for group in groups_of(model) for linear in group.linears]
+    errors = {}
+    for index, linear in enumerate(linears):
+        seen = rows.get(linear.name)
+        if seen is not None and len(seen):
+            errors[linear.name] = _errors(linear, seen[:_MAX_ROWS], feedbacks, (low, high))
+        on_layer(index + 1, len(linears))
+    sizes = {linear.name: linear.shape[0] * linear.shape[1] for linear in linears}
+    limit, budget = (_INT8_LIMIT, blocks.INT8.mean_bits) if weights == "int8" else (0.0, max_mean_bits)
+    formats = dict.fromkeys(sizes, low) | choose(errors, sizes, low, high, budget, limit)
+    return [_choice(linear, formats, errors) for linear in linears]
+
+
+def _errors(linear: Linear, rows: Floats, feedbacks: Feedbacks, formats: tuple[str, str]) -> dict[str, float]:
+    weights, hints = linear.read(), feedbacks.of(linear.name)
+    found = {}
+    for name in formats:
+        if name == "int8":
+            found[name] = int8_error(rows, weights, int8.quantize(weights, hints))
+        else:
+            found[name] = blocks_error(rows, weights, blocks.quantize(weights, LAYOUTS[name], hints))
+    return found
+
+
+def _choice(linear: Linear, formats: Mapping[str, str], errors: Mapping[str, Mapping[str, float]]) -> Choice:
+    chosen = formats[linear.name]
+    return Choice(linear.name, _label(linear), *linear.shape, chosen, errors.get(linear.name, {}).get(chosen))
+
+
+def _label(linear: Linear) -> str:
+    """``model.layers.0.self_attn.q_proj+k_proj+v_proj``."""
+    parent, _, first = linear.name.removesuffix(".weight").rpartition(".")
+    others = [name.removesuffix(".weight").rpartition(".")[2] for name in linear.sources[1:]]
+    return ".".join(part for part in (parent, "+".join([first, *others])) if part)
+
+
+def table(choices: list[Choice]) -> Iterator[str]:
+    """A line for each layer, and one for all."""
+    width = max(len(choice.label) for choice in choices)
+    yield f"{'layer':<{width}}  {'size':>13}  {'format':<8}  error"
+    for choice in choices:
+        error = "" if choice.error is None else f"{choice.error:.4f}"
+        size = f"{choice.rows} x {choice.columns}"
+        yield f"{choice.label:<{width}}  {size:>13}  {choice.format:<8}  {error}".rstrip()
+    sizes = {choice.name: choice.rows * choice.columns for choice in choices}
+    yield f"{mean_bits({choice.name: choice.format for choice in choices}, sizes):.2f} bits per weight"
