@@ -14,6 +14,9 @@ MANIFEST, VERIFICATION = "manifest.json", "verification.json"
 FORMAT: Final = 1
 """Version of the manifest and of the graph's interface. A change that older code would misread raises it."""
 
+_CACHES = {"fp16": "float16", "bf16": "bfloat16"}
+"""Types of the cache, by weights that settle it."""
+
 _Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 _Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -35,7 +38,7 @@ class KvCache(_Strict):
     num_layers: _Count
     num_heads: _Count
     head_dim: _Count
-    dtype: Literal["float32"]
+    dtype: Literal["float32", "float16", "bfloat16"]
 
 
 class Manifest(_Strict):
@@ -50,7 +53,7 @@ class Manifest(_Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     architecture: str
     lowering: Literal["slots"]
-    weights: Literal["fp32", "int8", "int4"]
+    weights: Literal["fp32", "fp16", "bf16", "int8", "int4"]
     graph: str
     tokenizer: str
     chat_template: str | None
@@ -68,6 +71,8 @@ class Manifest(_Strict):
         for name in (self.graph, self.tokenizer, self.chat_template):
             if name is not None and name not in self.files:
                 raise ValueError(f"{name} is not among files")
+        if _CACHES.get(self.weights, self.kv_cache.dtype) != self.kv_cache.dtype:
+            raise ValueError(f"the weights are {self.weights} and the cache is {self.kv_cache.dtype}")
         for name in self.files:
             if not name or "\0" in name or Path(name).name != name:
                 raise ValueError(f"the file name {name!r} leads out of the directory")

@@ -18,7 +18,8 @@ def export(  # noqa: PLR0913 - a flag each
     /,
     *,
     name: str = "",
-    weights: Literal["fp32", "int8", "int4"] = "fp32",
+    weights: Literal["fp32", "fp16", "bf16", "int8", "int4"] = "fp32",
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto",
     calibrate: Path | None = None,
     mean_bits: float = 6.5,
     text: Path | None = None,
@@ -36,8 +37,10 @@ def export(  # noqa: PLR0913 - a flag each
     name
         Name that requests use; empty is the last part of SOURCE.
     weights
-        Format of the weights on disk and in memory. int8 is the fastest on a CPU from a few requests on, int4
-        the smallest, fp32 exact.
+        Format of the weights on disk and in memory. On a CPU int8 serves many requests fastest, int4 is the
+        smallest, and fp32 is exact; fp16 and bf16 are for NVIDIA GPUs.
+    dtype
+        What is computed in; auto is the type of the weights, fp32 for int8 and int4. 16 bits need a GPU.
     calibrate
         UTF-8 text like what the model will see, from which int8 and int4 are fitted: a few thousand words.
     mean_bits
@@ -56,7 +59,7 @@ def export(  # noqa: PLR0913 - a flag each
                 from llm_grpc.export.recipe import Recipe  # noqa: PLC0415 - with the others
                 from llm_grpc.export.verify import VerifyOptions  # noqa: PLC0415 - imports torch
 
-                recipe = Recipe(weights, calibrate, mean_bits)
+                recipe = Recipe(weights, calibrate, mean_bits, dtype)
                 run_export(source, model_dir, name, VerifyOptions(tokens, text, allow_inexact), recipe)
         except KeyboardInterrupt:
             return fail("interrupted; nothing was written", INTERRUPTED)

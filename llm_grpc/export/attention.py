@@ -67,14 +67,16 @@ class StepTrace:
         self, layer: int, shape: AttentionShape,
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sinks: torch.Tensor | None,
     ) -> torch.Tensor:  # fmt: skip
-        """Emit the layer's two nodes and keep its caches."""
+        """Emit the layer's two nodes and keep its caches; all of them are of the caches' type."""
+        before, dtype = query.dtype, self.past[layer][0].dtype
+        query, key, value = (x if x.dtype == dtype else x.to(dtype) for x in (query, key, value))
         out, *present = _TwoGroupQueryAttention.apply(
             query, key, value, *self.past[layer],
             self.split, self.decode_seqlens, self.decode_total, self.chunk_seqlens, self.chunk_total,
-            shape, *(() if sinks is None else (sinks,)),
+            shape, *(() if sinks is None else (sinks if sinks.dtype == dtype else sinks.to(dtype),)),
         )  # fmt: skip
         self.present[layer] = tuple(present)
-        return out
+        return out if out.dtype == before else out.to(before)
 
 
 class _TwoGroupQueryAttention(torch.autograd.Function):

@@ -91,7 +91,10 @@ def _fused(module: torch.nn.Module, norm: RmsNorm) -> Callable[..., Any]:
         # The node takes one type. With further arguments, such as a gate, this is another formula.
         if kwargs or len(args) != 1 or args[0].dtype != weight.dtype:
             return plain(*args, **kwargs)
-        return _Node.apply(args[0], weight + norm.offset if norm.offset else weight, norm)
+        if not norm.offset:
+            return _Node.apply(args[0], weight, norm)
+        # In 16 bits the sum would lose what the weight is about, so that models compute it in fp32.
+        return _Node.apply(args[0].float(), weight.float() + norm.offset, norm).to(args[0].dtype)
 
     return forward
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.external_data import CallbackInfo
+from onnx_ir.serde import SerdeError
 
 from llm_grpc import graph_names
 from llm_grpc.manifest import KvCache
@@ -29,6 +30,10 @@ def write_graph(
     """Write ``model``, its larger weights to ``<path>.data`` where they are many, one after the other.
 
     ``on_weight`` gets the number of those that are written and of all.
+
+    Raises:
+        ExportError: a weight cannot be written in its type.
+        OSError: the file cannot be written.
     """
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
     data = f"{path.name}.data" if size >= external_from_bytes else None
@@ -36,7 +41,15 @@ def write_graph(
     def told(_: object, info: CallbackInfo) -> None:
         on_weight(info.index + 1, info.total)
 
-    ir.save(model, path, external_data=data, size_threshold_bytes=_SMALL_BYTES, callback=told)
+    try:
+        ir.save(model, path, external_data=data, size_threshold_bytes=_SMALL_BYTES, callback=told)
+    except SerdeError as error:
+        raise _root(error) from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """What was raised first, where a weight was computed."""
+    return error if error.__cause__ is None else _root(error.__cause__)
 
 
 def state_interface(model: ir.Model, vocabulary_size: int, context_tokens: int, kv_cache: KvCache) -> None:

@@ -14,8 +14,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from llm_grpc import graph_names as names
 from llm_grpc.export.attention import StepTrace, current_step
+from llm_grpc.export.element_type import ELEMENT_TYPES, dtype_of
 from llm_grpc.export.fused_norm import fused_norms
 from llm_grpc.export.fused_rotary import fused_rotary
+from llm_grpc.export.half_trace import half_trace
 from llm_grpc.export.hooked import TorchAttention, hooked
 from llm_grpc.export.probe import attention_of
 from llm_grpc.export.traceable import Traceable
@@ -35,8 +37,8 @@ _SETTLED = (
 and no token chooses an expert twice. The sizes of a padding are left to the runtime to fold."""
 
 
-def kv_cache_of(config: PretrainedConfig) -> KvCache:
-    """The cache's shape for a decoder's configuration.
+def kv_cache_of(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> KvCache:
+    """The cache's shape for a decoder's configuration, and ``dtype`` as its type.
 
     Raises:
         ExportError: the architecture cannot be exported.
@@ -46,7 +48,7 @@ def kv_cache_of(config: PretrainedConfig) -> KvCache:
         num_layers=len(layers),
         num_heads=layers[0].num_kv_heads,
         head_dim=layers[0].head_dim,
-        dtype="float32",
+        dtype=ELEMENT_TYPES[dtype].name,
     )
 
 
@@ -58,11 +60,12 @@ class _StepInputs(DummyInputGenerator):
     def __init__(self, task: str, normalized_config: NormalizedTextConfig, **_: Any) -> None:
         self._kv = kv_cache_of(normalized_config.config)
 
-    def generate(self, input_name: str, *_: Any, **__: Any) -> Any:
-        """The value of one input."""
+    def generate(self, input_name: str, *_: Any, float_dtype: str = "fp32", **__: Any) -> Any:
+        """The value of one input; caches are of ``float_dtype``."""
         if input_name == PAST:
             shape = (self._kv.num_heads, 16, self._kv.head_dim)
-            layer = tuple(torch.zeros(batch, *shape) for batch in (_DECODE, _DECODE, 1, 1))
+            dtype = dtype_of(float_dtype)
+            layer = tuple(torch.zeros(batch, *shape, dtype=dtype) for batch in (_DECODE, _DECODE, 1, 1))
             return [layer for _ in range(self._kv.num_layers)]
         return {
             names.INPUT_IDS: torch.ones(1, _DECODE + _CHUNK, dtype=torch.int64),
@@ -77,7 +80,7 @@ class _StepInputs(DummyInputGenerator):
 
 
 class PackedStepConfig(OnnxConfig):
-    """optimum's description of the packed step."""
+    """optimum's description of the packed step, whose caches are of ``float_dtype``: fp32, fp16 or bf16."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedTextConfig
     DUMMY_INPUT_GENERATOR_CLASSES = (_StepInputs,)
@@ -112,7 +115,8 @@ class PackedStepConfig(OnnxConfig):
     def generate_dummy_inputs(self, *_: Any, **__: Any) -> dict[str, Any]:
         """Example values for every input, in the order of the traced forward."""
         generator = _StepInputs(self.task, self._normalized_config)
-        return {name: generator.generate(name) for name in _StepInputs.SUPPORTED_INPUT_NAMES}
+        inputs = _StepInputs.SUPPORTED_INPUT_NAMES
+        return {name: generator.generate(name, float_dtype=self.float_dtype) for name in inputs}
 
     def rename_ambiguous_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Names stay as they are."""
@@ -133,6 +137,7 @@ class PackedStepConfig(OnnxConfig):
                 fused_norms(model),
                 fused_rotary(model),
                 Traceable(model.config, num_tokens=_DECODE + _CHUNK),
+                half_trace(dtype_of(self.float_dtype)),
                 warnings.catch_warnings(),
             ):
                 for doubt in _SETTLED:

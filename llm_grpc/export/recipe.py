@@ -9,7 +9,8 @@ from typing import Literal
 from llm_grpc.errors import ExportError
 from llm_grpc.export.quantize.blocks import INT4, INT8
 
-Weights = Literal["fp32", "int8", "int4"]
+Weights = Literal["fp32", "fp16", "bf16", "int8", "int4"]
+ComputesIn = Literal["fp32", "fp16", "bf16"]
 
 _LEAST_BITS, _MOST_BITS = INT4.mean_bits, INT8.mean_bits
 
@@ -17,6 +18,9 @@ _LEAST_BITS, _MOST_BITS = INT4.mean_bits, INT8.mean_bits
 @dataclass(frozen=True)
 class Recipe:
     """The format of the weights, and the text that calibrates it.
+
+    ``dtype`` is what is computed in, and the type of the cache; ``auto`` is that of the weights, fp32 where
+    they are quantised. 16 bits are for NVIDIA GPUs.
 
     ``mean_bits`` bounds the bits per weight of an int4 model with its scales: with a text, the layers of the
     largest error get 8 bits while the mean stays below it.
@@ -28,11 +32,30 @@ class Recipe:
     weights: Weights = "fp32"
     calibrate: Path | None = None
     mean_bits: float = 6.5
+    dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
 
     def __post_init__(self) -> None:
         if not _LEAST_BITS <= self.mean_bits <= _MOST_BITS:
             raise ExportError(
                 f"--mean-bits is {self.mean_bits:g}, and the limits are {_LEAST_BITS} and {_MOST_BITS}"
             )
-        if self.calibrate and self.weights == "fp32":
-            raise ExportError("--calibrate has nothing to choose where --weights is fp32")
+        if self.calibrate and not self.is_quantised:
+            raise ExportError(f"--calibrate has nothing to choose where --weights is {self.weights}")
+        possible = {"int8": ["fp32"], "int4": ["fp32", "fp16", "bf16"]}.get(self.weights, [self.weights])
+        if self.computes_in not in possible:
+            raise ExportError(
+                f"--dtype is {self.dtype}, and weights in {self.weights} can be computed with in "
+                f"{' or '.join(possible)}"
+            )
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether layers differ in format."""
+        return self.weights in {"int8", "int4"}
+
+    @property
+    def computes_in(self) -> ComputesIn:
+        """``dtype``, or what stands for ``auto``."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "fp32" if self.weights in {"int8", "int4"} else self.weights  # type: ignore[return-value]

@@ -21,10 +21,12 @@ from transformers import PreTrainedModel
 from llm_grpc.errors import ExportError
 from llm_grpc.export.calibrate import calibrate as run_calibration
 from llm_grpc.export.calibrate import calibration_windows
+from llm_grpc.export.element_type import ELEMENT_TYPES, dtype_of
 from llm_grpc.export.formats import choose_formats, table
 from llm_grpc.export.graph_file import state_interface, write_graph
 from llm_grpc.export.load import load_config, load_model, load_tokenizer
 from llm_grpc.export.onnx_config import PackedStepConfig, kv_cache_of
+from llm_grpc.export.passes.half import cast_around
 from llm_grpc.export.passes.merge import merge_projections
 from llm_grpc.export.passes.quantise import Feedbacks
 from llm_grpc.export.passes.quantise import quantise as write_formats
@@ -74,6 +76,11 @@ class Job:
     eos_token_ids: tuple[int, ...] = ()
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of what is computed, and of the cache."""
+        return dtype_of(self.recipe.computes_in)
+
+    @property
     def graph(self) -> Path:
         """The graph's file."""
         return self.directory / GRAPH
@@ -81,7 +88,7 @@ class Job:
 
 def load(job: Job, _: Progress) -> None:
     """The torch model and its tokenizer, after the architecture is known to be one that can be exported."""
-    job.kv_cache = kv_cache_of(load_config(job.source))
+    job.kv_cache = kv_cache_of(load_config(job.source), job.dtype)
     job.tokenizer, job.model = load_tokenizer(job.source), load_model(job.source)
     job.config, job.eos_token_ids = job.model.config, _eos_token_ids(job.model)
     if not getattr(job.config, "max_position_embeddings", None):
@@ -111,9 +118,10 @@ def calibrate(job: Job, progress: Progress) -> None:
 
 def trace(job: Job, _: Progress) -> None:
     """The graph without its weights, as optimum's exporter writes it."""
-    config = PackedStepConfig(job.config, task="text-generation", float_dtype="fp32")
+    float_dtype = ELEMENT_TYPES[job.dtype].weights
+    config = PackedStepConfig(job.config, task="text-generation", float_dtype=float_dtype)
     try:
-        with torch.no_grad(), warnings.catch_warnings(), _parameters_as_inputs(job.model):
+        with torch.no_grad(), warnings.catch_warnings(), _parameters_as_inputs(job.model, job.dtype):
             # optimum traces with the TorchScript exporter, which torch deprecates; what the tracer makes
             # constant (numbers of heads, that there is no mask) is constant.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -129,13 +137,13 @@ def trace(job: Job, _: Progress) -> None:
 
 
 @contextmanager
-def _parameters_as_inputs(model: PreTrainedModel) -> Iterator[None]:
+def _parameters_as_inputs(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
     """Parameters become inputs of the graph, under their names, and the trace needs none of their values.
 
     torch's exporter can do that, and optimum's passes no word of it on.
     """
     plain = partial(torch.onnx.export, export_params=False)
-    with swapped(torch.onnx, "export", plain), weightless(model, torch.float32):
+    with swapped(torch.onnx, "export", plain), weightless(model, dtype):
         yield
 
 
@@ -144,6 +152,7 @@ def rewrite(job: Job, _: Progress) -> None:
     traced = onnx.load(job.graph)
     refuse_by_graph(traced.graph, job.config.model_type, job.kv_cache.num_layers)
     job.rewritten = with_shapes(traced)
+    cast_around(job.rewritten)
     tidy(job.rewritten)
     attach(job.rewritten, job.model.state_dict())
     for apply in job.passes:
@@ -215,7 +224,7 @@ def stages_of(recipe: Recipe) -> list[Stage]:
     if recipe.calibrate:
         found.append(("calibrating", calibrate))
     found += [("tracing it through optimum", trace), ("rewriting the graph", rewrite)]
-    if recipe.weights != "fp32":
+    if recipe.is_quantised:
         found.append(("choosing the format of each layer", quantise))
     return [
         *found,

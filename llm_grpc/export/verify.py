@@ -15,6 +15,7 @@ from llm_grpc.export.verify_drive import Trace, generate, prefill
 from llm_grpc.export.verify_input import VerifyInput, verify_input
 from llm_grpc.export.verify_measure import Comparison, perplexity
 from llm_grpc.export.verify_report import THRESHOLDS, Perplexity, Verification, faults
+from llm_grpc.export.widen import runnable
 from llm_grpc.export.write import write_atomically, write_manifest
 from llm_grpc.manifest import VERIFICATION, Manifest, file_entry, load_manifest
 from llm_grpc.runtime.slot_runner import SlotRunner
@@ -34,6 +35,7 @@ class VerifyOptions:
 def verify(model_dir: Path, source: Source, options: VerifyOptions, progress: Progress) -> Verification:
     """Run both models, write ``verification.json`` and its digest into the manifest, return what it says.
 
+    Without a GPU a half-precision model runs in fp32 over its rounded weights, and the report says so.
     The exported model runs first and is gone before the torch model is loaded: memory holds one at a time.
     A report outside the limits is written and returned like any other; what follows from it is the caller's.
 
@@ -46,11 +48,12 @@ def verify(model_dir: Path, source: Source, options: VerifyOptions, progress: Pr
         raise ExportError(f"there are no thresholds for the weights {manifest.weights}")
     given = verify_input(model_dir, manifest, options.num_tokens, options.text)
     progress.stage(STAGES[0])
-    traces, exported = _run_exported(model_dir, manifest, given, progress)
+    with runnable(model_dir, manifest) as (directory, as_run):
+        traces, exported = _run_exported(directory, as_run, given, progress)
     progress.stage(STAGES[1])
     comparison, reference = _run_reference(source, manifest, given, traces, progress)
     text = _perplexity(given, exported, reference) if given.windows else None
-    report = _report(manifest, source, comparison, text, options)
+    report = _report(manifest, as_run, source, comparison, text, options)
     _write(model_dir, manifest, report)
     return report
 
@@ -93,6 +96,7 @@ def _perplexity(given: VerifyInput, exported: float, reference: float) -> Perple
 
 def _report(
     manifest: Manifest,
+    as_run: Manifest,
     source: Source,
     comparison: Comparison,
     text: Perplexity | None,
@@ -103,6 +107,7 @@ def _report(
     return Verification(
         reference=source.recorded_name,
         weights=manifest.weights,
+        computed_in=as_run.kv_cache.dtype,
         passed=not outside,
         allowed_inexact=bool(outside) and options.allow_inexact,
         faults=outside,

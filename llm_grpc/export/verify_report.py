@@ -23,13 +23,14 @@ class Thresholds:
 
 THRESHOLDS = {
     "fp32": Thresholds(relative_error=1e-4, mean_kl_nats=1e-6, greedy_agreement=1.0, tie=1e-4),
-    "fp16": Thresholds(relative_error=None, mean_kl_nats=1e-3, greedy_agreement=0.98, tie=1e-3),
-    "bf16": Thresholds(relative_error=None, mean_kl_nats=1e-2, greedy_agreement=0.95, tie=1e-2),
+    "fp16": Thresholds(relative_error=None, mean_kl_nats=2e-4, greedy_agreement=0.95, tie=1e-3),
+    "bf16": Thresholds(relative_error=None, mean_kl_nats=1e-2, greedy_agreement=0.90, tie=1e-2),
     "int8": Thresholds(relative_error=None, mean_kl_nats=5e-2, greedy_agreement=0.90, tie=1e-2),
     "int4": Thresholds(relative_error=None, mean_kl_nats=2e-1, greedy_agreement=0.80, tie=1e-2),
 }
 """By the manifest's ``weights``. fp32 differs from torch by the order of additions alone; the others are
-bounds on what a format may cost, not what it usually does."""
+bounds on what a format may cost, not what it usually does. torch in half precision is off by 3e-5 nats in
+fp16 and by 2e-3 in bf16 on the shipped model's checkpoint, and 3 of 128 tokens differ."""
 
 
 class _Part(BaseModel):
@@ -73,11 +74,16 @@ class Perplexity(_Part):
 
 
 class Verification(_Part):
-    """The content of ``verification.json``. ``files`` are the digests of the files it speaks of."""
+    """The content of ``verification.json``. ``files`` are the digests of the files it speaks of.
+
+    ``computed_in`` is the type that the exported model computed in here: float32 for weights of 16 bits means
+    that the weights and the graph were verified, and the kernels' own rounding was not.
+    """
 
     format: int = 1
     reference: str
     weights: str
+    computed_in: str = "float32"
     passed: bool
     allowed_inexact: bool
     faults: tuple[str, ...]
@@ -96,6 +102,8 @@ class Verification(_Part):
             f"KL divergence {found.mean_kl_nats:.1e} nats (largest {found.max_kl_nats:.1e})",
             f"{greedy.equal} of {greedy.tokens} greedy tokens equal, {greedy.ties} ties",
         ]
+        if self.weights in {"fp16", "bf16"} and self.computed_in == "float32":
+            parts.append("computed in fp32 for want of a GPU")
         if text:
             parts.append(f"perplexity {text.exported:.3f} (torch {text.reference:.3f})")
         return "; ".join(parts)

@@ -8,11 +8,20 @@ from pathlib import Path
 import onnxruntime as ort
 
 from llm_grpc.errors import ManifestError
+from llm_grpc.manifest import Manifest
+
+PROVIDERS = ("CPUExecutionProvider",)
+"""What sessions compute with."""
 
 
 def available_cpus() -> int:
     """CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_for_gpu(manifest: Manifest) -> bool:
+    """Whether the model computes in 16 bits, for which sessions have kernels on NVIDIA GPUs alone."""
+    return manifest.kv_cache.dtype in {"float16", "bfloat16"} and "CUDAExecutionProvider" not in PROVIDERS
 
 
 def open_session(graph: Path, threads: int) -> ort.InferenceSession:
@@ -27,6 +36,6 @@ def open_session(graph: Path, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = threads or available_cpus()
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(graph), options, providers=list(PROVIDERS))
     except Exception as error:  # onnxruntime raises its own classes straight under Exception
         raise ManifestError(f"cannot load the graph {graph}: {str(error).splitlines()[0]}") from error

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from llm_grpc import graph_names as names
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, StepPlan
+from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import Manifest
 from llm_grpc.runtime.bindings import StepBindings
 from llm_grpc.runtime.interface import check_interface
 from llm_grpc.runtime.sampler import sample_tokens
-from llm_grpc.runtime.session import open_session
+from llm_grpc.runtime.session import is_for_gpu, open_session
 from llm_grpc.runtime.slot_pool import SlotPool
 
 
@@ -24,11 +25,20 @@ class SlotRunner:
     The decode half's batch is slots 0 to the highest decoding one, so a slot in between that does not
     decode takes a dummy row; an idle half takes one dummy token. Dummies write where nothing is read:
     position 0 of a slot that the plan does not name, behind the chunk in the chunk's slot, the scratch slot.
+
+    Raises:
+        ManifestError: the graph is not what the manifest says, or needs a GPU.
+        StartupError: there is no memory for the cache.
     """
 
     def __init__(
         self, model_dir: Path, manifest: Manifest, num_slots: int, context_tokens: int, threads: int = 0
     ) -> None:
+        if is_for_gpu(manifest):
+            raise ManifestError(
+                f"{model_dir} computes in {manifest.kv_cache.dtype}, which needs an NVIDIA GPU, and this "
+                "build runs on CPUs: export it in fp32"
+            )
         session = open_session(model_dir / manifest.graph, threads)
         check_interface(session, manifest)
         self._vocabulary = manifest.vocabulary_size

@@ -133,3 +133,15 @@ def test_settings_that_do_not_go_together(text: Path) -> None:
         Recipe("int4", text, 4)
     with pytest.raises(ExportError, match="--weights is fp32"):
         Recipe("fp32", text)
+    with pytest.raises(ExportError, match="--dtype is fp16, and weights in int8 can"):
+        Recipe("int8", dtype="fp16")
+
+
+def test_int4_for_a_gpu_computes_in_16_bits(checkpoint: Path, tmp_path: Path) -> None:
+    export(str(checkpoint), tmp_path / "model", "model", ANY, Recipe("int4", dtype="fp16"))
+    manifest = load_manifest(tmp_path / "model")
+    assert (manifest.weights, manifest.kv_cache.dtype) == ("int4", "float16")
+    graph = onnx.load(tmp_path / "model" / "model.onnx").graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    scales = [types[node.input[2]] for node in graph.node if node.op_type == "MatMulNBits"]
+    assert scales == [onnx.TensorProto.FLOAT16] * (3 * 4 + 1)

@@ -37,9 +37,12 @@ def write_blocks(graph: ir.Graph, linear: Linear, layout: blocks.Layout, feedbac
     count = layout.num_blocks(rows)
     kind = ir.DataType.UINT8
     # The scales are written first and the codes last: the matrix is quantised once, and then forgotten.
-    scales = add_weight(
-        graph, f"{name}.scale", (columns, count), ir.DataType.FLOAT, lambda: quantized().scales
-    )
+    computed = node.outputs[0].dtype or ir.DataType.FLOAT
+
+    def rounded_scales() -> Array:
+        return quantized().scales.astype(computed.numpy(), copy=False)
+
+    scales = add_weight(graph, f"{name}.scale", (columns, count), computed, rounded_scales)
     inputs = [scales]
     if layout.has_zeros:
         width = -(-count * layout.bits // 8)

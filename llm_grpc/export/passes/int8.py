@@ -149,7 +149,7 @@ def write_embedding(model: ir.Model) -> None:
     uses = _input(graph, INPUT_IDS).uses()
     node = next((user for user, place in uses if (user.op_type, place) == ("Gather", 1)), None)
     table = node.inputs[0] if node else None
-    if node is None or table is None or SOURCES not in table.meta:
+    if node is None or table is None or SOURCES not in table.meta or table.dtype != ir.DataType.FLOAT:
         return
     weight, scales = _matrix(graph, Linear(node, table, is_transposed=True), no_hints)
     ids = _input(graph, INPUT_IDS)

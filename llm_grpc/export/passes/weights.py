@@ -9,6 +9,8 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from llm_grpc.errors import ExportError
+
 Array = NDArray[np.generic]
 
 SOURCES = "sources"
@@ -79,20 +81,27 @@ def attach(model: ir.Model, weights: Mapping[str, torch.Tensor]) -> None:
         if not value.uses():
             continue
         value.meta[SOURCES] = (value.name,)
-        _fill(value, tuple(tensor.shape), dtype, _Read(tensor, dtype))
+        _fill(value, tuple(tensor.shape), dtype, _Read(tensor, dtype, str(value.name)))
         graph.register_initializer(value)
 
 
 class _Read:
-    """A tensor as numpy's array of another type."""
+    """A tensor as numpy's array of another type, rounded to the nearest.
 
-    def __init__(self, tensor: torch.Tensor, dtype: ir.DataType) -> None:
-        self._tensor, self._dtype = tensor.detach(), dtype
+    Raises:
+        ExportError: a number is beyond the largest of that type, which fp16 has at 65504.
+    """
+
+    def __init__(self, tensor: torch.Tensor, dtype: ir.DataType, name: str) -> None:
+        self._tensor, self._dtype, self._name = tensor.detach(), dtype, name
 
     def __call__(self) -> Array:
         # numpy has no bfloat16 of its own, so that floats pass through fp32.
         tensor = self._tensor.float() if self._tensor.is_floating_point() else self._tensor
-        found: Array = tensor.numpy().astype(self._dtype.numpy(), copy=False)
+        with np.errstate(over="ignore"):
+            found: Array = tensor.numpy().astype(self._dtype.numpy(), copy=False)
+        if self._dtype == ir.DataType.FLOAT16 and np.isinf(found).any() and not tensor.isinf().any():
+            raise ExportError(f"{self._name} has weights that fp16 cannot hold: choose bf16 or fp32")
         return found
 
 
@@ -103,6 +112,8 @@ def fold(model: ir.Model) -> None:
             _fold_transpose(model.graph, node)
         elif node.op_type == "Add" and any(map(_is_weight, node.inputs)):
             _fold_offset(model.graph, node)
+        elif node.op_type == "Cast" and _is_weight(node.inputs[0]):
+            _fold_cast(model.graph, node)
 
 
 def _is_weight(value: ir.Value | None) -> bool:
@@ -128,10 +139,25 @@ def _fold_offset(graph: ir.Graph, node: ir.Node) -> None:
     _replace(graph, node, weight, shape_of(weight), lambda: array_of(weight) + number.numpy())
 
 
+def _fold_cast(graph: ir.Graph, node: ir.Node) -> None:
+    """A weight of 16 bits that is used in fp32, as in norms and in what ranks experts."""
+    source = node.inputs[0]
+    assert source is not None
+    if len(source.uses()) > 1:
+        return
+    dtype = ir.DataType(node.attributes["to"].as_int())
+    _replace(graph, node, source, shape_of(source), lambda: array_of(source).astype(dtype.numpy()), dtype)
+
+
 def _replace(
-    graph: ir.Graph, node: ir.Node, source: ir.Value, shape: tuple[int, ...], make: Callable[[], Array]
+    graph: ir.Graph,
+    node: ir.Node,
+    source: ir.Value,
+    shape: tuple[int, ...],
+    make: Callable[[], Array],
+    dtype: ir.DataType | None = None,
 ) -> None:
-    dtype = source.dtype
+    dtype = dtype or source.dtype
     assert dtype is not None
     out = node.outputs[0]
     folded = add_weight(graph, f"{source.name}.{node.op_type.lower()}", shape, dtype, make)
