@@ -11,7 +11,8 @@ decode_seqlens     int32 [D]       tokens already cached in each decode row's sl
 decode_total       int32 []        the most tokens that a decode row attends to, its own included
 chunk_seqlens      int32 [1]       tokens cached after the chunk, less 1
 chunk_total        int32 []        tokens cached after the chunk
-past.<layer>.…     [D or 1, heads, capacity, head_dim]: the cache of the decode rows' slots and the chunk's
+past.<layer>.…     [D or 1, heads, capacity, head_dim]: the cache of the decode rows' slots and the chunk's,
+                   float32 or int8
 =================  ==============  =======================================================================
 
 Outputs are ``logits`` float32 ``[R, vocabulary]`` and ``present.<layer>.…``, bound to the memory of ``past``.

@@ -33,12 +33,15 @@ class FileEntry(_Strict):
 
 
 class KvCache(_Strict):
-    """The key-value cache: a key and a value tensor ``[slots, heads, tokens, head_dim]`` for each layer."""
+    """The key-value cache: a key and a value tensor ``[slots, heads, tokens, head_dim]`` for each layer.
+
+    int8 is a code: the graph holds the scale of each head's channels.
+    """
 
     num_layers: _Count
     num_heads: _Count
     head_dim: _Count
-    dtype: Literal["float32", "float16", "bfloat16"]
+    dtype: Literal["float32", "float16", "bfloat16", "int8"]
 
 
 class Manifest(_Strict):

@@ -20,6 +20,7 @@ def export(  # noqa: PLR0913 - a flag each
     name: str = "",
     weights: Literal["fp32", "fp16", "bf16", "int8", "int4"] = "fp32",
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto",
+    kv_cache: Literal["auto", "int8"] = "auto",
     calibrate: Path | None = None,
     mean_bits: float = 6.5,
     text: Path | None = None,
@@ -41,6 +42,9 @@ def export(  # noqa: PLR0913 - a flag each
         smallest, and fp32 is exact; fp16 and bf16 are for NVIDIA GPUs.
     dtype
         What is computed in; auto is the type of the weights, fp32 for int8 and int4. 16 bits need a GPU.
+    kv_cache
+        Type of the key-value cache; auto is that of what is computed. int8 takes a quarter of the memory of
+        fp32 and is faster to read; it needs a text to calibrate.
     calibrate
         UTF-8 text like what the model will see, from which int8 and int4 are fitted: a few thousand words.
     mean_bits
@@ -59,7 +63,7 @@ def export(  # noqa: PLR0913 - a flag each
                 from llm_grpc.export.recipe import Recipe  # noqa: PLC0415 - with the others
                 from llm_grpc.export.verify import VerifyOptions  # noqa: PLC0415 - imports torch
 
-                recipe = Recipe(weights, calibrate, mean_bits, dtype)
+                recipe = Recipe(weights, calibrate, mean_bits, dtype, kv_cache)
                 run_export(source, model_dir, name, VerifyOptions(tokens, text, allow_inexact), recipe)
         except KeyboardInterrupt:
             return fail("interrupted; nothing was written", INTERRUPTED)

@@ -66,7 +66,7 @@ def kv_bytes_per_token(manifest: Manifest) -> int:
     return kv.num_layers * 2 * kv.num_heads * kv.head_dim * _ITEM_BYTES[kv.dtype]
 
 
-_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+_ITEM_BYTES = {"float32": 4, "int8": 1}
 
 
 def _lengths(manifest: Manifest) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import re
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from llm_grpc.export.verify_input import read_text
 from llm_grpc.manifest import MANIFEST, load_manifest
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+logging.getLogger("onnx_ir").setLevel(logging.WARNING)  # it tells of every node that it drops
+
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DEFAULT = VerifyOptions()
 _FP32 = Recipe()

@@ -20,7 +20,8 @@ class Recipe:
     """The format of the weights, and the text that calibrates it.
 
     ``dtype`` is what is computed in, and the type of the cache; ``auto`` is that of the weights, fp32 where
-    they are quantised. 16 bits are for NVIDIA GPUs.
+    they are quantised. 16 bits are for NVIDIA GPUs. ``kv_cache`` is the type of the cache where it is not
+    ``dtype``.
 
     ``mean_bits`` bounds the bits per weight of an int4 model with its scales: with a text, the layers of the
     largest error get 8 bits while the mean stays below it.
@@ -33,13 +34,18 @@ class Recipe:
     calibrate: Path | None = None
     mean_bits: float = 6.5
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
+    kv_cache: Literal["auto", "int8"] = "auto"
 
     def __post_init__(self) -> None:
         if not _LEAST_BITS <= self.mean_bits <= _MOST_BITS:
             raise ExportError(
                 f"--mean-bits is {self.mean_bits:g}, and the limits are {_LEAST_BITS} and {_MOST_BITS}"
             )
-        if self.calibrate and not self.is_quantised:
+        if self.kv_cache == "int8" and not self.calibrate:
+            raise ExportError("--kv-cache int8 takes its scales from a text: pass --calibrate FILE")
+        if self.kv_cache == "int8" and self.computes_in != "fp32":
+            raise ExportError(f"--kv-cache int8 is for CPUs, and {self.computes_in} is not")
+        if self.calibrate and not self.is_quantised and self.kv_cache == "auto":
             raise ExportError(f"--calibrate has nothing to choose where --weights is {self.weights}")
         possible = {"int8": ["fp32"], "int4": ["fp32", "fp16", "bf16"]}.get(self.weights, [self.weights])
         if self.computes_in not in possible:

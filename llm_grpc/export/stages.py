@@ -19,14 +19,15 @@ from torch.jit import TracerWarning
 from transformers import PreTrainedModel
 
 from llm_grpc.errors import ExportError
+from llm_grpc.export.calibrate import Calibration, calibration_windows
 from llm_grpc.export.calibrate import calibrate as run_calibration
-from llm_grpc.export.calibrate import calibration_windows
 from llm_grpc.export.element_type import ELEMENT_TYPES, dtype_of
 from llm_grpc.export.formats import choose_formats, table
 from llm_grpc.export.graph_file import state_interface, write_graph
 from llm_grpc.export.load import load_config, load_model, load_tokenizer
 from llm_grpc.export.onnx_config import PackedStepConfig, kv_cache_of
 from llm_grpc.export.passes.half import cast_around
+from llm_grpc.export.passes.int8_cache import int8_cache, stated_cache
 from llm_grpc.export.passes.merge import merge_projections
 from llm_grpc.export.passes.quantise import Feedbacks
 from llm_grpc.export.passes.quantise import quantise as write_formats
@@ -67,8 +68,8 @@ class Job:
     rewritten: Any = None
     """The graph, from the trace to the writing."""
 
-    rows: dict[str, Any] = field(default_factory=dict)
-    """Calibration: inputs of the linear layers."""
+    calibration: Calibration | None = None
+    """What the recipe's text showed."""
 
     config: Any = None
     tokenizer: Any = None
@@ -109,11 +110,12 @@ def calibrate(job: Job, progress: Progress) -> None:
     job.tokenizer.backend_tokenizer.save(str(job.directory / TOKENIZER))
     context_tokens = job.config.max_position_embeddings
     windows = calibration_windows(job.recipe.calibrate, job.directory / TOKENIZER, context_tokens)
-    job.rows = run_calibration(job.model, windows, on_window=progress.part).rows
+    job.calibration = run_calibration(job.model, windows, on_window=progress.part)
     # The graph knows a shared parameter by another of its names.
     tensors = job.model.state_dict(keep_vars=True)
-    known = {id(tensors[name]): rows for name, rows in job.rows.items()}
-    job.rows = {name: known[id(tensor)] for name, tensor in tensors.items() if id(tensor) in known}
+    rows = job.calibration.rows
+    known = {id(tensors[name]): found for name, found in rows.items()}
+    rows.update((name, known[id(tensor)]) for name, tensor in tensors.items() if id(tensor) in known)
 
 
 def trace(job: Job, _: Progress) -> None:
@@ -157,16 +159,21 @@ def rewrite(job: Job, _: Progress) -> None:
     attach(job.rewritten, job.model.state_dict())
     for apply in job.passes:
         apply(job.rewritten)
+    if job.recipe.kv_cache == "int8":
+        assert job.calibration
+        int8_cache(job.rewritten, job.calibration)
+    job.kv_cache = stated_cache(job.rewritten, job.kv_cache)
     state_interface(job.rewritten, job.config.vocab_size, job.config.max_position_embeddings, job.kv_cache)
 
 
 def quantise(job: Job, progress: Progress) -> None:
     """The format of each layer."""
     recipe, graph = job.recipe, job.rewritten
+    rows = job.calibration.rows if job.calibration else {}
     if recipe.weights == "int8":
-        smooth(graph, job.rows)
-    feedbacks = Feedbacks(job.rows)
-    choices = choose_formats(graph, recipe.weights, job.rows, feedbacks, recipe.mean_bits, progress.part)
+        smooth(graph, rows)
+    feedbacks = Feedbacks(rows)
+    choices = choose_formats(graph, recipe.weights, rows, feedbacks, recipe.mean_bits, progress.part)
     for line in table(choices):
         progress.say(line)
     write_formats(graph, {choice.name: choice.format for choice in choices}, feedbacks)
@@ -177,8 +184,7 @@ def write(job: Job, progress: Progress) -> None:
     job.graph.unlink()
     without_shapes(job.rewritten)
     write_graph(job.rewritten, job.graph, progress.part)
-    job.rewritten = job.model = None
-    job.rows = {}
+    job.rewritten = job.model = job.calibration = None
 
 
 def describe(job: Job, _: Progress) -> None:

@@ -14,7 +14,14 @@ from llm_grpc.export.source import Source
 from llm_grpc.export.verify_drive import Trace, generate, prefill
 from llm_grpc.export.verify_input import VerifyInput, verify_input
 from llm_grpc.export.verify_measure import Comparison, perplexity
-from llm_grpc.export.verify_report import THRESHOLDS, Perplexity, Verification, faults
+from llm_grpc.export.verify_report import (
+    THRESHOLDS,
+    Perplexity,
+    Thresholds,
+    Verification,
+    faults,
+    limits_of,
+)
 from llm_grpc.export.widen import runnable
 from llm_grpc.export.write import write_atomically, write_manifest
 from llm_grpc.manifest import VERIFICATION, Manifest, file_entry, load_manifest
@@ -77,11 +84,15 @@ def _run_reference(
             f"{source.name} has a vocabulary of {model.config.vocab_size}, and the exported model one of "
             f"{manifest.vocabulary_size}: it is another model"
         )
-    comparison = Comparison(tie=THRESHOLDS[manifest.weights].tie)
+    comparison = Comparison(tie=_limits(manifest).tie)
     for index, trace in enumerate(traces):
         comparison.add(trace, reference_logits(model, trace.inputs))
         progress.part(index + 1, len(traces))
     return comparison, perplexity(lambda ids: reference_logits(model, ids), given.windows, progress.part)
+
+
+def _limits(manifest: Manifest) -> Thresholds:
+    return limits_of(manifest.weights, manifest.kv_cache.dtype)
 
 
 def _perplexity(given: VerifyInput, exported: float, reference: float) -> Perplexity:
@@ -102,7 +113,7 @@ def _report(
     text: Perplexity | None,
     options: VerifyOptions,
 ) -> Verification:
-    limits = THRESHOLDS[manifest.weights]
+    limits = _limits(manifest)
     outside = faults(comparison.logits(), comparison.greedy(), limits)
     return Verification(
         reference=source.recorded_name,

@@ -33,6 +33,11 @@ bounds on what a format may cost, not what it usually does. torch in half precis
 fp16 and by 2e-3 in bf16 on the shipped model's checkpoint, and 3 of 128 tokens differ."""
 
 
+def limits_of(weights: str, cache: str) -> Thresholds:
+    """The limits of weights with a cache of a type; KeyError if there are none."""
+    return THRESHOLDS["int8" if (weights, cache) == ("fp32", "int8") else weights]
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True)
 

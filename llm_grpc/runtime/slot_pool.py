@@ -11,7 +11,7 @@ from llm_grpc.errors import StartupError
 from llm_grpc.graph_names import KINDS
 from llm_grpc.manifest import KvCache
 
-KvTensor = NDArray[np.float32]
+KvTensor = NDArray[np.float32] | NDArray[np.int8]
 
 
 class SlotPool:

@@ -29,6 +29,7 @@ VALUES = st.one_of(
     st.floats(),
     st.text(max_size=8),
     st.sampled_from(["model.onnx", "tokenizer.json", "manifest.json", ".", "..", "", "a\0b", "x" * 300]),
+    st.sampled_from(["float32", "int8", "float16"]),
     st.lists(st.integers(-1, 300), max_size=3),
     st.just({}),
 )
@@ -119,6 +120,7 @@ def test_a_mutated_manifest(directory: Path, original: Manifest, data: st.DataOb
         {"context_tokens": 2**31 - 1},
         {"kv_cache": {"num_layers": 2**31 - 1, "num_heads": 2, "head_dim": 16, "dtype": "float32"}},
         {"kv_cache": {"num_layers": 3, "num_heads": 16, "head_dim": 2, "dtype": "float32"}},
+        {"kv_cache": {"num_layers": 3, "num_heads": 2, "head_dim": 16, "dtype": "int8"}},
         {"tokenizer": "model.onnx"},
         {"graph": "tokenizer.json"},
         {"chat_template": "absent.jinja"},
