@@ -49,11 +49,20 @@ def _row(row: Row) -> str:
     return f"| {' | '.join((family.name, family.model_type, family.odd, row.result, *numbers))} |\n"
 
 
+def _cells() -> list[list[str]]:
+    """The rows of the committed page."""
+    lines = TARGET.read_text(encoding="utf-8").removeprefix(HEAD).splitlines()
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
 def results() -> dict[str, str]:
     """The result of each family as the committed page states it."""
-    lines = TARGET.read_text(encoding="utf-8").removeprefix(HEAD).splitlines()
-    cells = [line.strip("| ").split(" | ") for line in lines]
-    return {cell[0]: cell[3].rstrip(" |") for cell in cells}
+    return {cells[0]: cells[3] for cells in _cells()}
+
+
+def nodes() -> dict[str, int]:
+    """The nodes a layer of each family as the committed page states them; 0 for a refused one."""
+    return {cells[0]: int(cells[6] or 0) for cells in _cells()}
 
 
 def main() -> None:

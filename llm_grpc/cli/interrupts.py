@@ -14,7 +14,8 @@ INTERRUPTED = 130
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Let SIGTERM stop the command as Ctrl-C does, and log plain lines."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("llm_grpc").setLevel(logging.INFO)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import re
 import tempfile
 from collections.abc import Iterator
@@ -23,8 +22,6 @@ from llm_grpc.export.verify_input import read_text
 from llm_grpc.manifest import MANIFEST, load_manifest
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-logging.getLogger("onnx_ir").setLevel(logging.WARNING)  # it tells of every node that it drops
-
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DEFAULT = VerifyOptions()
 _FP32 = Recipe()
@@ -66,7 +63,7 @@ def export(
             read_text(recipe.calibrate)
         stages = stages_of(recipe)
         with show_progress(len(stages) + len(VERIFY_STAGES)) as progress:
-            progress.say(say_needs(found, model_dir))
+            progress.say(say_needs(found, model_dir, recipe))
             model_dir.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{model_dir.name}.", dir=model_dir.parent) as scratch:
                 staging = Path(scratch) / "model"

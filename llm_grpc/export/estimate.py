@@ -6,59 +6,74 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_grpc.errors import ExportError
+from llm_grpc.export.quantize.blocks import INT4
+from llm_grpc.export.recipe import Recipe
 from llm_grpc.export.source import Source
 from llm_grpc.machine import available_memory_bytes, format_bytes, free_disk_bytes
 
 _FP32 = 4
-_PROTOBUF_LIMIT = 2**31
-_RUNTIME_BYTES = 3 * 2**28
+_LIBRARIES_BYTES = 2**29
 """torch, transformers and ONNX Runtime themselves."""
 
-_INLINE_COPIES, _EXTERNAL_COPIES = 4, 2
-"""Weights in memory at the peak, which is optimum's export. Measured above the runtime's own: 4.0 with 100 M
-parameters, whose graph is serialised whole; 2.04 with 494 M, whose weights go to files one by one."""
+_MATRICES = 2
+"""Copies in fp32 of the largest matrix, the vocabulary's, that exist at one time."""
+
+_INT8_BITS = 8.0
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of fp32 weights in the graph, of the disk at the peak, and about those of memory at the peak."""
+    """Bytes of the weights in the graph, of the disk at the peak, and about those of memory at the peak.
+
+    ``memory_bytes`` does not count pages of mapped files, which the system takes back when it needs them.
+    """
 
     graph_bytes: int
     disk_bytes: int
     memory_bytes: int
 
 
-def needs_of(source: Source) -> Needs:
-    """From the number of parameters alone.
+def is_packed(weights_bytes: int, available_bytes: int) -> bool:
+    """Whether a verification lets the runtime rearrange the weights for its kernels, a copy in memory."""
+    return weights_bytes <= available_bytes / 2
 
-    A graph beyond protobuf's limit is written by torch and again by optimum before the first is deleted.
-    Later stages hold the weights once or twice: the graph while it is rewritten, then the exported model,
-    then the torch model again.
+
+def needs_of(source: Source, recipe: Recipe, available_bytes: int) -> Needs:
+    """From the numbers of parameters, for a machine with ``available_bytes`` of memory.
+
+    Weights are mapped from the source's files and written one matrix at a time, so that the largest matrix
+    counts and not the model. A model in 16 bits is verified as a copy in fp32 on a machine without a GPU.
     """
-    traced = _FP32 * (source.num_parameters + source.vocabulary_parameters)
-    graph = _FP32 * source.num_parameters
-    is_external = traced >= _PROTOBUF_LIMIT
-    memory = (_EXTERNAL_COPIES if is_external else _INLINE_COPIES) * traced
-    largest = _FP32 * source.vocabulary_parameters
-    return Needs(graph, (2 if is_external else 1) * traced, memory + largest + _RUNTIME_BYTES)
+    graph = int(source.num_parameters * _bits(recipe) / 8)
+    run = _FP32 * source.num_parameters if recipe.weights in {"fp16", "bf16"} else graph
+    least = _LIBRARIES_BYTES + _MATRICES * _FP32 * source.vocabulary_parameters
+    disk = graph + (run if run != graph else 0)
+    return Needs(graph, disk, least + (run if is_packed(run, available_bytes) else 0))
 
 
-def say_needs(source: Source, model_dir: Path) -> str:
+def _bits(recipe: Recipe) -> float:
+    mean = recipe.mean_bits if recipe.calibrate else INT4.mean_bits
+    return {"fp32": 32.0, "fp16": 16.0, "bf16": 16.0, "int8": _INT8_BITS, "int4": mean}[recipe.weights]
+
+
+def say_needs(source: Source, model_dir: Path, recipe: Recipe) -> str:
     """One line on what is needed and what there is.
 
     Raises:
         ExportError: the disk has less than is needed. Memory is estimated, and too little of it only said.
     """
-    needs, disk = needs_of(source), free_disk_bytes(model_dir)
+    disk, memory = free_disk_bytes(model_dir), available_memory_bytes()
+    needs = needs_of(source, recipe, memory)
     if disk < needs.disk_bytes:
         raise ExportError(
             f"{source.name} needs {format_bytes(needs.disk_bytes)} of disk while it is exported, and "
             f"{format_bytes(disk)} are free for {model_dir}"
         )
-    memory = available_memory_bytes()
     little = " (less than needed: it may be slow or fail)" if memory < needs.memory_bytes else ""
+    more = ", calibration more" if recipe.calibrate else ""
     return (
-        f"{source.num_parameters / 1e6:.1f} M parameters, {format_bytes(needs.graph_bytes)} in fp32; needs "
-        f"{format_bytes(needs.disk_bytes)} of disk, {format_bytes(disk)} are free, and about "
-        f"{format_bytes(needs.memory_bytes)} of memory, {format_bytes(memory)} are available{little}"
+        f"{source.num_parameters / 1e6:.1f} M parameters, {format_bytes(needs.graph_bytes)} in "
+        f"{recipe.weights}; needs {format_bytes(needs.disk_bytes)} of disk, {format_bytes(disk)} are free, "
+        f"and about {format_bytes(needs.memory_bytes)} of memory{more}, {format_bytes(memory)} are "
+        f"available{little}"
     )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from llm_grpc.export.passes.linears import Floats, Linear, groups_of
+from llm_grpc.export.passes.linears import Linear, groups_of
 from llm_grpc.export.passes.quantise import LAYOUTS, Feedbacks, Rows
 from llm_grpc.export.quantize import blocks, int8
 from llm_grpc.export.quantize.choose import choose, mean_bits
@@ -53,32 +53,32 @@ def choose_formats(
     """
     low, high = _PAIRS[weights]
     linears = [linear for group in groups_of(model) for linear in group.linears]
-    errors = {}
+    errors: dict[str, float] = {}
     for index, linear in enumerate(linears):
-        seen = rows.get(linear.name)
-        if seen is not None and len(seen):
-            errors[linear.name] = _errors(linear, seen[:_MAX_ROWS], feedbacks, (low, high))
+        if (found := _error(linear, rows, feedbacks, low)) is not None:
+            errors[linear.name] = found
         on_layer(index + 1, len(linears))
     sizes = {linear.name: linear.shape[0] * linear.shape[1] for linear in linears}
     limit, budget = (_INT8_LIMIT, blocks.INT8.mean_bits) if weights == "int8" else (0.0, max_mean_bits)
     formats = dict.fromkeys(sizes, low) | choose(errors, sizes, low, high, budget, limit)
-    return [_choice(linear, formats, errors) for linear in linears]
+    for linear in linears:
+        if formats[linear.name] == high and (found := _error(linear, rows, feedbacks, high)) is not None:
+            errors[linear.name] = found
+    return [
+        Choice(linear.name, _label(linear), *linear.shape, formats[linear.name], errors.get(linear.name))
+        for linear in linears
+    ]
 
 
-def _errors(linear: Linear, rows: Floats, feedbacks: Feedbacks, formats: tuple[str, str]) -> dict[str, float]:
-    weights, hints = linear.read(), feedbacks.of(linear.name)
-    found = {}
-    for name in formats:
-        if name == "int8":
-            found[name] = int8_error(rows, weights, int8.quantize(weights, hints))
-        else:
-            found[name] = blocks_error(rows, weights, blocks.quantize(weights, LAYOUTS[name], hints))
-    return found
-
-
-def _choice(linear: Linear, formats: Mapping[str, str], errors: Mapping[str, Mapping[str, float]]) -> Choice:
-    chosen = formats[linear.name]
-    return Choice(linear.name, _label(linear), *linear.shape, chosen, errors.get(linear.name, {}).get(chosen))
+def _error(linear: Linear, rows: Rows, feedbacks: Feedbacks, name: str) -> float | None:
+    """The relative output error of the layer in a format; None without rows."""
+    seen = rows.get(linear.name)
+    if seen is None or not len(seen):
+        return None
+    seen, weights, hints = seen[:_MAX_ROWS], linear.read(), feedbacks.of(linear.name)
+    if name == "int8":
+        return int8_error(seen, weights, int8.quantize(weights, hints))
+    return blocks_error(seen, weights, blocks.quantize(weights, LAYOUTS[name], hints))
 
 
 def _label(linear: Linear) -> str:

@@ -13,7 +13,7 @@ from onnx_ir.serde import SerdeError
 from llm_grpc import graph_names
 from llm_grpc.manifest import KvCache
 
-EXTERNAL_FROM_BYTES = 2**30
+EXTERNAL_FROM_BYTES = 2**26
 """Weights of more than this go to a file of their own, which the runtime maps instead of reading. A graph's
 file cannot be larger than 2 GiB."""
 

@@ -142,10 +142,20 @@ def trace(job: Job, _: Progress) -> None:
 def _parameters_as_inputs(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
     """Parameters become inputs of the graph, under their names, and the trace needs none of their values.
 
-    torch's exporter can do that, and optimum's passes no word of it on.
+    torch's exporter can do that, and optimum's passes no word of it on. Its inference of shapes would make
+    protobufs of all parameters, whose shapes it has from the graph.
     """
-    plain = partial(torch.onnx.export, export_params=False)
-    with swapped(torch.onnx, "export", plain), weightless(model, dtype):
+    export = partial(torch.onnx.export, export_params=False)
+    infer = torch._C._jit_pass_onnx_graph_shape_type_inference
+
+    def infer_without_values(graph: torch.Graph, _: object, opset: int) -> None:
+        infer(graph, {}, opset)
+
+    with (
+        swapped(torch.onnx, "export", export),
+        swapped(torch._C, infer.__name__, infer_without_values),
+        weightless(model, dtype),
+    ):
         yield
 
 

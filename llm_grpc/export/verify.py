@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from llm_grpc.errors import ExportError
+from llm_grpc.export.estimate import is_packed
 from llm_grpc.export.load import load_model
 from llm_grpc.export.progress import Progress
 from llm_grpc.export.reference import reference_logits
@@ -24,6 +25,7 @@ from llm_grpc.export.verify_report import (
 )
 from llm_grpc.export.widen import runnable
 from llm_grpc.export.write import write_atomically, write_manifest
+from llm_grpc.machine import available_memory_bytes
 from llm_grpc.manifest import VERIFICATION, Manifest, file_entry, load_manifest
 from llm_grpc.runtime.slot_runner import SlotRunner
 
@@ -69,7 +71,9 @@ def _run_exported(
     model_dir: Path, manifest: Manifest, given: VerifyInput, progress: Progress
 ) -> tuple[list[Trace], float]:
     """What the exported model generated, and its perplexity (1 where there is no text)."""
-    runner = SlotRunner(model_dir, manifest, len(given.prompts), given.capacity)
+    size = sum(path.stat().st_size for path in model_dir.iterdir() if path.is_file())
+    packs = is_packed(size, available_memory_bytes())
+    runner = SlotRunner(model_dir, manifest, len(given.prompts), given.capacity, packs=packs)
     traces = generate(runner, given.prompts, given.num_tokens, progress.part)
     return traces, perplexity(lambda ids: prefill(runner, ids), given.windows, progress.part)
 

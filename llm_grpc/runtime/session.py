@@ -24,8 +24,11 @@ def is_for_gpu(manifest: Manifest) -> bool:
     return manifest.kv_cache.dtype in {"float16", "bfloat16"} and "CUDAExecutionProvider" not in PROVIDERS
 
 
-def open_session(graph: Path, threads: int) -> ort.InferenceSession:
+def open_session(graph: Path, threads: int, packs: bool = True) -> ort.InferenceSession:
     """Load ``graph`` for the CPU with ``threads`` threads; 0 means one for each available CPU.
+
+    Without ``packs`` the weights stay as they are in the file, mapped where they are in one of their own:
+    slower, and no copy of them in memory.
 
     Raises:
         ManifestError: the file is no graph that this version of ONNX Runtime can run.
@@ -35,6 +38,8 @@ def open_session(graph: Path, threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or available_cpus()
     options.log_severity_level = 3
+    if not packs:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     try:
         return ort.InferenceSession(str(graph), options, providers=list(PROVIDERS))
     except Exception as error:  # onnxruntime raises its own classes straight under Exception

@@ -32,14 +32,20 @@ class SlotRunner:
     """
 
     def __init__(
-        self, model_dir: Path, manifest: Manifest, num_slots: int, context_tokens: int, threads: int = 0
+        self,
+        model_dir: Path,
+        manifest: Manifest,
+        num_slots: int,
+        context_tokens: int,
+        threads: int = 0,
+        packs: bool = True,
     ) -> None:
         if is_for_gpu(manifest):
             raise ManifestError(
                 f"{model_dir} computes in {manifest.kv_cache.dtype}, which needs an NVIDIA GPU, and this "
                 "build runs on CPUs: export it in fp32"
             )
-        session = open_session(model_dir / manifest.graph, threads)
+        session = open_session(model_dir / manifest.graph, threads, packs)
         check_interface(session, manifest)
         self._vocabulary = manifest.vocabulary_size
         self._pool = SlotPool(manifest.kv_cache, num_slots, context_tokens)

@@ -1,7 +1,8 @@
 """Measure the served embedded model on held-out items: greedy, exact match, through gRPC.
 
 `llm-grpc serve`, then `python models/embedded/measure.py localhost:50051` writes accuracy.json beside this
-file; the model card's table holds the same numbers, and a test reproduces them.
+file; the model card's table holds the same numbers, and a test reproduces them. What measure_formats.py wrote
+stays.
 """
 
 from __future__ import annotations
@@ -54,5 +55,6 @@ def measure(address: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    RESULT.write_text(json.dumps(measure(sys.argv[1]), indent=2) + "\n")
+    known = json.loads(RESULT.read_text())
+    RESULT.write_text(json.dumps({**known, **measure(sys.argv[1])}, indent=2) + "\n")
     print(RESULT.read_text())

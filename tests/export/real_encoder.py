@@ -24,7 +24,7 @@ CALIBRATION = """ast bisect calendar cmd codecs configparser contextlib copy dat
 fractions ftplib functools gettext glob gzip hashlib imaplib importlib inspect ipaddress itertools mailbox
 operator optparse pickle platform pprint queue sched selectors shelve shlex shutil smtplib sqlite3 string
 struct tempfile textwrap timeit tokenize trace traceback types uuid warnings wave weakref"""
-NUM_MEASURED, NUM_ROWS = 480, 2048
+NUM_MEASURED, NUM_TEXTS, NUM_ROWS = 480, 200, 2048
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,14 @@ class Encoder:
             found[indices] = torch.nn.functional.normalize(pooled, dim=-1).numpy()
         return found
 
-    def rows(self) -> dict[str, Floats]:
-        """Inputs of every layer at NUM_ROWS random positions of the calibration's texts."""
+    def rows(self, sample: int = 0) -> dict[str, Floats]:
+        """Inputs of every layer at NUM_ROWS random positions of NUM_TEXTS of the calibration's texts."""
+        texts = [
+            self.calibration[i] for i in np.random.default_rng(sample).permutation(len(self.calibration))
+        ]
         seen: dict[str, list[Floats]] = {name: [] for name in self.linears}
         with ExitStack() as stack:
-            for _, batch in self._batches(self.calibration):
+            for _, batch in self._batches(texts[:NUM_TEXTS]):
                 kept = batch["attention_mask"].bool()
                 for name, module in self.linears.items():
                     stack.callback(module.register_forward_pre_hook(_keep(seen[name], kept)).remove)
@@ -126,8 +129,7 @@ def load() -> Encoder:
     tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     measured, others = _docstrings(MEASURED), _docstrings(CALIBRATION)
     unseen = [text for text in others if text not in set(measured)]
-    np.random.default_rng(0).shuffle(unseen)
-    return Encoder(model, tokenizer, measured[:NUM_MEASURED], unseen[:200])
+    return Encoder(model, tokenizer, measured[:NUM_MEASURED], unseen)
 
 
 def _docstrings(modules: str) -> list[str]:

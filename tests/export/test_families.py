@@ -34,6 +34,7 @@ def page(repository: Path) -> ModuleType:
 def test_a_family_is_what_the_page_says(family: Family, page: ModuleType, tmp_path: Path) -> None:
     found = check(family, tmp_path)
     assert found.result == page.results()[family.name], "run docs/generate_architectures.py"
+    assert round(found.nodes_per_layer) <= page.nodes()[family.name], "the graph has grown"
 
 
 def test_the_page_lists_every_family_once(page: ModuleType) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -88,6 +89,21 @@ def test_int8_is_a_quarter_and_int4_less(
     assert not [t for t in onnx.load(int4 / "model.onnx").graph.initializer if _is_wide(t)]
     assert counted(int8_dir)["MatMulIntegerToFloat"] == 3 * 4 + 1
     assert counted(int4)["MatMulNBits"] == 3 * 4 + 1
+
+
+def test_a_layer_has_few_nodes(model_dir: Path, int8_dir: Path, tmp_path: Path) -> None:
+    """After ONNX Runtime's own optimisation, all of a step's nodes counted for the three layers."""
+    found = {name: _nodes(path, tmp_path) / 3 for name, path in (("fp32", model_dir), ("int8", int8_dir))}
+    assert found["fp32"] <= 32
+    assert found["int8"] <= 65
+
+
+def _nodes(model_dir: Path, scratch: Path) -> int:
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(scratch / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(model_dir / "model.onnx", options, providers=["CPUExecutionProvider"])
+    return len(onnx.load(scratch / "optimised.onnx").graph.node)
 
 
 def _is_wide(tensor: onnx.TensorProto) -> bool:

@@ -17,6 +17,7 @@ from llm_grpc.export.quantize.error import blocks_error
 from llm_grpc.export.quantize.gptq import Feedback, feedback
 from llm_grpc.export.quantize.grid import Floats
 from llm_grpc.export.quantize.smooth import smoothing
+from llm_grpc.export.recipe import Recipe
 from tests.export.real_encoder import Encoder, Rounded, load
 
 
@@ -71,9 +72,7 @@ def mixed_blocks(
             found[name] = {key: in_blocks(weights, layout, fed) for key, layout in formats.items()}
     sizes = {name: encoder.weights(name).size for name in found}
     errors = {
-        name: {
-            key: blocks_error(rows[name][:512], encoder.weights(name), matrix) for key, matrix in each.items()
-        }
+        name: blocks_error(rows[name][:512], encoder.weights(name), each["blocks4"])
         for name, each in found.items()
     }
     chosen = choose(errors, sizes, "blocks4", "blocks8", budget)
@@ -107,9 +106,7 @@ def test_blocks_without_calibration(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("budget", "kept", "cosine"), [(5.125, 0.91, 0.987), (5.5, 0.91, 0.990), (6.5, 0.935, 0.995)]
-)
+@pytest.mark.parametrize(("budget", "kept", "cosine"), [(5.125, 0.91, 0.987), (5.5, 0.91, 0.990)])
 def test_blocks_with_gptq(
     encoder: Encoder, rows: dict[str, Floats], budget: float, kept: float, cosine: float
 ) -> None:
@@ -118,6 +115,18 @@ def test_blocks_with_gptq(
     assert bits <= budget
     assert found[0] >= kept
     assert found[1] >= cosine
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_int4_within_the_export_s_bits(encoder: Encoder) -> None:
+    """The mean of four calibrations, one of which moves the share by two hundredths."""
+    found = []
+    for sample in range(4):
+        layers, bits = mixed_blocks(encoder, encoder.rows(sample), Recipe().mean_bits)
+        assert bits <= Recipe().mean_bits
+        found.append(encoder.kept(layers)[0])
+    assert np.mean(found) >= 0.95, found
 
 
 @pytest.mark.slow

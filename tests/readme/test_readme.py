@@ -11,21 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.readme.page import blocks, commands, missing_files
 from tests.rpc.process import ServerProcess
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = Path(__file__).parents[2] / "README.md"
 ADDRESS = "localhost:50051"
-
-
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-
-
-def commands(program: str) -> list[str]:
-    """The shell commands that call a program, continued lines joined."""
-    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    return [line.split("#")[0].strip() for line in lines if line.startswith(program)]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +42,7 @@ def run(command: str, server: ServerProcess, **variables: str) -> str:
 
 def test_the_grpcurl_lines(server: ServerProcess, tool: Callable[[str], str]) -> None:
     path = f"{Path(tool('grpcurl')).parent}:{os.environ['PATH']}"
-    original, streamed, listed, described = (run(c, server, PATH=path) for c in commands("grpcurl"))
+    original, streamed, listed, described = (run(c, server, PATH=path) for c in commands(README, "grpcurl"))
     assert '"generated_text": "Le chat voit la maison."' in original
     assert '"finish_reason": "FINISH_REASON_EOS"' in streamed
     assert {"LLMService", "llm_grpc.v1.LLMService", "grpc.health.v1.Health"} <= set(listed.split())
@@ -61,13 +51,15 @@ def test_the_grpcurl_lines(server: ServerProcess, tool: Callable[[str], str]) ->
 
 def test_the_client_commands(server: ServerProcess) -> None:
     here = Path(sys.executable).parent
-    generate, health = (c.replace(".venv/bin", str(here)) for c in commands(".venv/bin/llm-grpc")[1:3])
+    generate, health = (
+        c.replace(".venv/bin", str(here)) for c in commands(README, ".venv/bin/llm-grpc")[1:3]
+    )
     assert run(generate, server, LLM_GRPC_ADDRESS=server.address) == "Le chat voit la maison.\n"
     assert run(health, server, LLM_GRPC_ADDRESS=server.address) == "SERVING\n"
 
 
 def test_the_python_lines(server: ServerProcess) -> None:
-    (code,) = blocks("python")
+    (code,) = blocks(README, "python")
     done = subprocess.run(
         [sys.executable, "-c", code.replace(ADDRESS, server.address)],
         check=True,
@@ -86,19 +78,16 @@ def test_the_demo_prints_what_the_readme_says() -> None:
         text=True,
         timeout=100,
     )
-    (said,) = blocks("text")
+    (said,) = blocks(README, "text")
     port = re.compile(r"127\.0\.0\.1:\d+")
     assert port.sub("PORT", done.stdout) == port.sub("PORT", said)
 
 
 def test_every_file_that_is_named_is_there() -> None:
-    root = Path(__file__).parents[2]
-    targets = re.findall(r"\]\(([^)#]+)\)", README)
-    assert targets
-    assert [target for target in targets if not (root / target).exists()] == []
+    assert missing_files(README) == []
 
 
 def test_the_make_targets_are_there() -> None:
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
-    for target in {command.split()[1] for command in commands("make")}:
+    for target in {command.split()[1] for command in commands(README, "make")}:
         assert re.search(rf"^{target}:.*## ", makefile, re.MULTILINE), target

@@ -21,7 +21,7 @@ def mean_bits(formats: Mapping[str, str], sizes: Mapping[str, int]) -> float:
 
 
 def choose(
-    errors: Mapping[str, Mapping[str, float]],
+    errors: Mapping[str, float],
     sizes: Mapping[str, int],
     low: str,
     high: str,
@@ -30,8 +30,8 @@ def choose(
 ) -> dict[str, str]:
     """Give `high` to the matrices of the largest error in `low`, until `budget` bits per weight are spent.
 
-    `errors` holds the relative output error of every matrix in both formats; a matrix of an error of at most
-    `limit` keeps `low`, and so does one that gains nothing. One too large for what is left is passed over.
+    `errors` holds the relative output error of every matrix in `low`; one of an error of at most `limit`
+    keeps it. One too large for what is left is passed over.
 
     Raises:
         ValueError: the budget is less than what every matrix in `low` takes.
@@ -41,9 +41,8 @@ def choose(
     left = (budget - MEAN_BITS[low]) * total
     if left < 0:
         raise ValueError(f"a budget of {budget} bits per weight: {low} takes {MEAN_BITS[low]}")
-    for name in sorted(errors, key=lambda name: (-errors[name][low], name)):
+    for name in sorted(errors, key=lambda name: (-errors[name], name)):
         cost = (MEAN_BITS[high] - MEAN_BITS[low]) * sizes[name]
-        is_worse = errors[name][low] > max(limit, errors[name][high])
-        if is_worse and cost <= left:
+        if errors[name] > limit and cost <= left:
             formats[name], left = high, left - cost
     return formats

@@ -8,11 +8,7 @@ from hypothesis import strategies as st
 
 from llm_grpc.export.quantize.choose import MEAN_BITS, choose, mean_bits
 
-ERRORS = {
-    "a": {"blocks4": 0.02, "blocks8": 0.01},
-    "b": {"blocks4": 0.09, "blocks8": 0.01},
-    "c": {"blocks4": 0.05, "blocks8": 0.06},
-}
+ERRORS = {"a": 0.02, "b": 0.09, "c": 0.05}
 
 
 def picked(budget: float, limit: float = 0.0, **sizes: int) -> str:
@@ -21,9 +17,9 @@ def picked(budget: float, limit: float = 0.0, **sizes: int) -> str:
 
 
 @pytest.mark.parametrize(
-    ("budget", "names"), [(5.125, ""), (6.1, ""), (6.2, "b"), (8.25, "ab"), (32.0, "ab")]
+    ("budget", "names"), [(5.125, ""), (6.1, ""), (6.2, "b"), (7.3, "bc"), (8.25, "abc")]
 )
-def test_the_worst_come_first_and_only_where_it_helps(budget: float, names: str) -> None:
+def test_the_worst_come_first(budget: float, names: str) -> None:
     assert picked(budget) == names
 
 
@@ -32,7 +28,7 @@ def test_what_is_too_large_for_the_rest_is_passed_over() -> None:
 
 
 def test_what_is_within_the_limit_is_left() -> None:
-    assert picked(32.0, limit=0.03) == "b"
+    assert picked(32.0, limit=0.03) == "bc"
 
 
 def test_a_budget_below_the_format_is_refused() -> None:
@@ -45,7 +41,7 @@ def test_a_budget_below_the_format_is_refused() -> None:
     st.floats(8, 32),
 )
 def test_the_budget_holds(matrices: dict[str, tuple[float, int]], budget: float) -> None:
-    errors = {name: {"int8": error, "fp32": 0.0} for name, (error, _) in matrices.items()}
+    errors = {name: error for name, (error, _) in matrices.items()}
     sizes = {name: size for name, (_, size) in matrices.items()}
     formats = choose(errors, sizes, "int8", "fp32", budget)
     assert MEAN_BITS["int8"] <= mean_bits(formats, sizes) <= budget * (1 + 1e-9)
