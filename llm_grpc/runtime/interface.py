@@ -12,7 +12,12 @@ from llm_grpc import graph_names as names
 from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import KvCache, Manifest
 
-_ORT_TYPES = {"float32": "tensor(float)", "int8": "tensor(int8)"}
+_ORT_TYPES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "bfloat16": "tensor(bfloat16)",
+    "int8": "tensor(int8)",
+}
 
 _Shape = list[int | None]
 """None is any size."""

@@ -117,7 +117,7 @@ def test_weights_in_several_files_are_counted_together(source: Path) -> None:
 
 def test_a_model_too_large_for_the_disk_is_refused_before_it_is_loaded(source: Path, tmp_path: Path) -> None:
     size = free_disk_bytes(tmp_path) // 4096 * 4096
-    one_tensor("F32", [1024, size // 4096], size)(source)
+    one_tensor("BF16", [1024, size // 2048], size)(source)
     with pytest.raises(ExportError, match=r"needs .* of disk while it is exported, and .* are free"):
         export(str(source), tmp_path / "out" / "model")
     assert not (tmp_path / "out").exists()

@@ -67,8 +67,7 @@ def stated_cache(model: ir.Model, kv_cache: KvCache) -> KvCache:
     """``kv_cache`` with the type that the caches of ``model`` have."""
     first = names.past(0, "key", "decode")
     past = next(value for value in model.graph.inputs if value.name == first)
-    dtype = "int8" if past.dtype == ir.DataType.INT8 else "float32"
-    return kv_cache.model_copy(update={"dtype": dtype})
+    return kv_cache.model_copy(update={"dtype": "int8"} if past.dtype == ir.DataType.INT8 else {})
 
 
 def _attention(graph: ir.Graph) -> Iterator[tuple[int, str, ir.Node]]:
