@@ -22,7 +22,7 @@ def export(  # noqa: PLR0913 - a flag each
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto",
     kv_cache: Literal["auto", "int8"] = "auto",
     calibrate: Path | None = None,
-    mean_bits: float = 6.5,
+    mean_bits: float = 7.0,
     text: Path | None = None,
     tokens: int = 32,
     allow_inexact: Annotated[bool, Parameter(negative="")] = False,

@@ -19,7 +19,7 @@ from llm_grpc.export.reference import in_fp32
 from llm_grpc.export.rows import Rows
 from llm_grpc.export.verify_input import cut_windows, encode_text, read_text
 
-WINDOW_TOKENS, MAX_WINDOWS, NUM_ROWS, MIN_TOKENS = 512, 32, 2048, 256
+WINDOW_TOKENS, MAX_WINDOWS, NUM_ROWS, MIN_TOKENS = 512, 32, 4096, 256
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,15 @@ def calibration_windows(text: Path, tokenizer: Path, context_tokens: int) -> lis
     windows = cut_windows(ids, min(WINDOW_TOKENS, context_tokens))
     chosen = np.linspace(0, len(windows) - 1, min(len(windows), MAX_WINDOWS)).round().astype(int)
     return [windows[index] for index in chosen]
+
+
+def affordable_rows(model: PreTrainedModel, available_bytes: int) -> int:
+    """Positions to sample: ``NUM_ROWS``, or what a quarter of the memory holds, ``MIN_TOKENS`` at least.
+
+    Layers that share an input are counted twice, which leaves room for what rounding needs.
+    """
+    width = sum(int(weight.shape[-1]) for weight in model.parameters() if weight.dim() == 2)
+    return max(MIN_TOKENS, min(NUM_ROWS, available_bytes // 4 // (4 * width)))
 
 
 def sampled_positions(windows: list[list[int]], num_rows: int, seed: int = 0) -> list[NDArray[np.int64]]:

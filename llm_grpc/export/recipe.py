@@ -32,7 +32,7 @@ class Recipe:
 
     weights: Weights = "fp32"
     calibrate: Path | None = None
-    mean_bits: float = 6.5
+    mean_bits: float = 7.0
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     kv_cache: Literal["auto", "int8"] = "auto"
 

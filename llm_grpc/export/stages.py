@@ -19,7 +19,7 @@ from torch.jit import TracerWarning
 from transformers import PreTrainedModel
 
 from llm_grpc.errors import ExportError
-from llm_grpc.export.calibrate import Calibration, calibration_windows
+from llm_grpc.export.calibrate import Calibration, affordable_rows, calibration_windows
 from llm_grpc.export.calibrate import calibrate as run_calibration
 from llm_grpc.export.element_type import ELEMENT_TYPES, dtype_of
 from llm_grpc.export.formats import choose_formats, table
@@ -41,6 +41,7 @@ from llm_grpc.export.skeleton import weightless
 from llm_grpc.export.source import Source, first_line
 from llm_grpc.export.swapped import swapped
 from llm_grpc.export.write import write_manifest
+from llm_grpc.machine import available_memory_bytes
 from llm_grpc.manifest import FORMAT, Manifest, file_entry
 
 GRAPH, TOKENIZER, CHAT_TEMPLATE = "model.onnx", "tokenizer.json", "chat_template.jinja"
@@ -110,7 +111,8 @@ def calibrate(job: Job, progress: Progress) -> None:
     job.tokenizer.backend_tokenizer.save(str(job.directory / TOKENIZER))
     context_tokens = job.config.max_position_embeddings
     windows = calibration_windows(job.recipe.calibrate, job.directory / TOKENIZER, context_tokens)
-    job.calibration = run_calibration(job.model, windows, on_window=progress.part)
+    num_rows = affordable_rows(job.model, available_memory_bytes())
+    job.calibration = run_calibration(job.model, windows, num_rows, progress.part)
     # The graph knows a shared parameter by another of its names.
     tensors = job.model.state_dict(keep_vars=True)
     rows = job.calibration.rows

@@ -24,7 +24,7 @@ CALIBRATION = """ast bisect calendar cmd codecs configparser contextlib copy dat
 fractions ftplib functools gettext glob gzip hashlib imaplib importlib inspect ipaddress itertools mailbox
 operator optparse pickle platform pprint queue sched selectors shelve shlex shutil smtplib sqlite3 string
 struct tempfile textwrap timeit tokenize trace traceback types uuid warnings wave weakref"""
-NUM_MEASURED, NUM_TEXTS, NUM_ROWS = 480, 200, 2048
+NUM_MEASURED, NUM_TEXTS, NUM_ROWS = 480, 400, 4096
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What rounding costs a trained encoder: nearest neighbours of 480 texts that are no longer the nearest.
 
 Other calibration rows move the share kept by two hundredths, and the mean cosine by two thousandths:
-limits leave that much room. Within 5.125 and 5.5 bits 0.93 are kept on average, within 6.5 bits 0.955.
+limits leave that much room. Within 5.125 and 5.5 bits 0.93 are kept on average, within 7 bits 0.955.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def test_blocks_with_gptq(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_int4_within_the_export_s_bits(encoder: Encoder) -> None:
     """The mean of four calibrations, one of which moves the share by two hundredths."""
     found = []

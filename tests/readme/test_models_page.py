@@ -17,6 +17,7 @@ import pytest
 from llm_grpc.cli.main import main
 from llm_grpc.export import calibrate, progress
 from llm_grpc.export.quantize.blocks import INT4, INT8
+from llm_grpc.export.recipe import Recipe
 from llm_grpc.export.verify_report import THRESHOLDS
 from llm_grpc.manifest import load_manifest
 from tests.export.random_model import save_random_model
@@ -94,7 +95,7 @@ def test_the_table_of_layers(exported: Said) -> None:
     """The page's example and what is printed have one form."""
     (example,) = blocks(PAGE, "text")
     calibrated = [said for command, said in exported.items() if "--calibrate" in command]
-    assert len(calibrated) == 2
+    assert len(calibrated) == 3
     for said in (example, *calibrated):
         assert re.search(r"^layer +size  format +error$", said, re.MULTILINE)
         assert re.search(r"^model\.embed_tokens +\d+ x \d+  (int8|blocks[48]) +0\.\d{4}$", said, re.MULTILINE)
@@ -156,7 +157,7 @@ def test_the_limits_are_those_of_the_verification() -> None:
 def test_the_numbers_of_the_formats() -> None:
     text = PAGE.read_text()
     assert f"({INT4.mean_bits} to {INT8.mean_bits})" in text
-    assert f"| {INT4.mean_bits / 8:.2f}; calibrated up to {6.5 / 8:.2f}," in text
+    assert f"| {INT4.mean_bits / 8:.2f}; calibrated up to {Recipe().mean_bits / 8:.2f}," in text
     most = calibrate.MAX_WINDOWS * calibrate.WINDOW_TOKENS
     assert f"has {calibrate.MIN_TOKENS} tokens at least" in text
     assert f"{most:,} are the most" in text
