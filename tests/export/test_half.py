@@ -90,7 +90,8 @@ def test_the_manifest_says_the_type_of_weights_and_cache(exported: Exported) -> 
 def written(value: ir.Value) -> str:
     """A value's type as operator schemas write it."""
     assert value.type is not None, value.name
-    return "tensor(" + {"FLOAT": "float"}.get(value.type.dtype.name, value.type.dtype.name.lower()) + ")"
+    name = value.type.dtype.name
+    return f"tensor({name.lower()})"
 
 
 def test_the_types_of_every_node_are_those_of_its_operator(exported: Exported) -> None:

@@ -100,7 +100,8 @@ def scales(model_dir: Path, kind: str) -> Floats:
     """Of the first layer, ``[kv_heads * head_dim]``."""
     factors = ir.load(model_dir / "model.onnx").graph.initializers[f"cache_scale.0.{kind}"].const_value
     assert factors is not None
-    return 1 / factors.numpy()
+    found: Floats = 1 / factors.numpy()
+    return found
 
 
 def test_scales_have_head_room_over_what_was_seen(pair: Pair) -> None:
