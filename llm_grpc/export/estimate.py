@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_grpc.errors import ExportError
-from llm_grpc.export.quantize.blocks import INT4
 from llm_grpc.export.recipe import Recipe
+from llm_grpc.export.rounding.blocks import INT4
 from llm_grpc.export.source import Source
 from llm_grpc.machine import available_memory_bytes, format_bytes, free_disk_bytes
 

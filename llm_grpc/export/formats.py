@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from llm_grpc.export.passes.linears import Linear, groups_of
 from llm_grpc.export.passes.quantise import LAYOUTS, Feedbacks, Rows
-from llm_grpc.export.quantize import blocks, int8
-from llm_grpc.export.quantize.choose import choose, mean_bits
-from llm_grpc.export.quantize.error import blocks_error, int8_error
+from llm_grpc.export.rounding import blocks, int8
+from llm_grpc.export.rounding.choose import choose, mean_bits
+from llm_grpc.export.rounding.error import blocks_error, int8_error
 
 _MAX_ROWS = 512
 """Rows that errors are measured on."""

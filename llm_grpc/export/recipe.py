@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from llm_grpc.errors import ExportError
-from llm_grpc.export.quantize.blocks import INT4, INT8
+from llm_grpc.export.rounding.blocks import INT4, INT8
 
 Weights = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 ComputesIn = Literal["fp32", "fp16", "bf16"]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from llm_grpc.export.quantize.grid import Floats
+from llm_grpc.export.rounding.grid import Floats
 
 MEASURED = """json asyncio argparse collections email http.client logging os pathlib random re socket ssl
 statistics subprocess tarfile threading typing unittest urllib.request zipfile csv decimal heapq"""

@@ -11,13 +11,13 @@ from functools import partial
 import numpy as np
 import pytest
 
-from llm_grpc.export.quantize import blocks, int8
-from llm_grpc.export.quantize.choose import choose, mean_bits
-from llm_grpc.export.quantize.error import blocks_error
-from llm_grpc.export.quantize.gptq import Feedback, feedback
-from llm_grpc.export.quantize.grid import Floats
-from llm_grpc.export.quantize.smooth import smoothing
 from llm_grpc.export.recipe import Recipe
+from llm_grpc.export.rounding import blocks, int8
+from llm_grpc.export.rounding.choose import choose, mean_bits
+from llm_grpc.export.rounding.error import blocks_error
+from llm_grpc.export.rounding.gptq import Feedback, feedback
+from llm_grpc.export.rounding.grid import Floats
+from llm_grpc.export.rounding.smooth import smoothing
 from tests.export.real_encoder import Encoder, Rounded, load
 
 

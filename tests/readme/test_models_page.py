@@ -16,8 +16,8 @@ import pytest
 
 from llm_grpc.cli.main import main
 from llm_grpc.export import calibrate, progress
-from llm_grpc.export.quantize.blocks import INT4, INT8
 from llm_grpc.export.recipe import Recipe
+from llm_grpc.export.rounding.blocks import INT4, INT8
 from llm_grpc.export.verify_report import THRESHOLDS
 from llm_grpc.manifest import load_manifest
 from tests.export.random_model import save_random_model

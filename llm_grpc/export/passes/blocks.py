@@ -9,7 +9,7 @@ import onnx_ir as ir
 from llm_grpc.export.passes.int8 import Hints
 from llm_grpc.export.passes.linears import Linear
 from llm_grpc.export.passes.weights import Array, add_weight, drop_unused
-from llm_grpc.export.quantize import blocks
+from llm_grpc.export.rounding import blocks
 
 _ACCURACY = 4
 """Activations are rounded to int8, a scale for each block of a row: the level of the fast kernels."""

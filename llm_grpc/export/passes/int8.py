@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from llm_grpc.export.passes.linears import Group, Linear
 from llm_grpc.export.passes.weights import SOURCES, Array, add_constant, add_weight, drop_unused
-from llm_grpc.export.quantize import int8
-from llm_grpc.export.quantize.gptq import Feedback
+from llm_grpc.export.rounding import int8
+from llm_grpc.export.rounding.gptq import Feedback
 from llm_grpc.graph_names import INPUT_IDS
 
 _MIDDLE = 128

@@ -9,8 +9,8 @@ import onnx_ir as ir
 from llm_grpc.export.passes.blocks import write_blocks
 from llm_grpc.export.passes.int8 import Int8, no_hints, write_embedding
 from llm_grpc.export.passes.linears import Floats, groups_of
-from llm_grpc.export.quantize import blocks
-from llm_grpc.export.quantize.gptq import Feedback, feedback
+from llm_grpc.export.rounding import blocks
+from llm_grpc.export.rounding.gptq import Feedback, feedback
 
 Rows = Mapping[str, Floats]
 """Calibration: float32 ``[n, K]`` by the name of a layer, where there is any."""

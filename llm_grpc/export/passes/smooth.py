@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from llm_grpc.export.passes.linears import Floats, Group, groups_of
 from llm_grpc.export.passes.weights import SOURCES, Array, add_weight, array_of, drop_unused, shape_of
-from llm_grpc.export.quantize.smooth import Smoothing, smoothing
+from llm_grpc.export.rounding.smooth import Smoothing, smoothing
 
 _NORMS = frozenset({"SimplifiedLayerNormalization", "LayerNormalization"})
 _MAX_ROWS, _MAX_COLUMNS = 512, 4096

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_grpc.export.quantize.choose import MEAN_BITS, choose, mean_bits
+from llm_grpc.export.rounding.choose import MEAN_BITS, choose, mean_bits
 
 ERRORS = {"a": 0.02, "b": 0.09, "c": 0.05}
 

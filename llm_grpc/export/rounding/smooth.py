@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm_grpc.export.quantize.error import int8_error
-from llm_grpc.export.quantize.grid import Floats
+from llm_grpc.export.rounding.error import int8_error
+from llm_grpc.export.rounding.grid import Floats
 
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_grpc.export.quantize.gptq import Feedback, column_slices, rounded
-from llm_grpc.export.quantize.grid import Floats, Grid, block_grid
+from llm_grpc.export.rounding.gptq import Feedback, column_slices, rounded
+from llm_grpc.export.rounding.grid import Floats, Grid, block_grid
 
 Bytes = NDArray[np.uint8]
 

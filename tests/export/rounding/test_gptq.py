@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_grpc.export.quantize import blocks, int8
-from llm_grpc.export.quantize.blocks import INT4
-from llm_grpc.export.quantize.gptq import Feedback, feedback
-from llm_grpc.export.quantize.grid import Floats
+from llm_grpc.export.rounding import blocks, int8
+from llm_grpc.export.rounding.blocks import INT4
+from llm_grpc.export.rounding.gptq import Feedback, feedback
+from llm_grpc.export.rounding.grid import Floats
 
 
 def correlated(rows: int, features: int, seed: int) -> Floats:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm_grpc.export.quantize.grid import Floats, Grid
+from llm_grpc.export.rounding.grid import Floats, Grid
 
 DAMPING = 0.03
 """Added to the diagonal of X^T X as a share of its mean. From 0.002 to 0.1 made no difference that shows."""

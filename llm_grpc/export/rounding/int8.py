@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_grpc.export.quantize.gptq import Feedback, column_slices, rounded
-from llm_grpc.export.quantize.grid import Floats, Grid, column_grid
+from llm_grpc.export.rounding.gptq import Feedback, column_slices, rounded
+from llm_grpc.export.rounding.grid import Floats, Grid, column_grid
 
 MEAN_BITS = 8.0
 """Per weight; the scales of the columns are less than a hundredth of a bit."""

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from llm_grpc.export.quantize import blocks, gptq
-from llm_grpc.export.quantize.blocks import INT4, INT8, Blocks, Layout
-from llm_grpc.export.quantize.grid import Floats
+from llm_grpc.export.rounding import blocks, gptq
+from llm_grpc.export.rounding.blocks import INT4, INT8, Blocks, Layout
+from llm_grpc.export.rounding.grid import Floats
 
 LAYOUTS = [INT4, INT8, Layout(4, 32, has_zeros=False), Layout(4, 128, has_zeros=True), Layout(8, 32, True)]
 

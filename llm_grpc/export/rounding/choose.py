@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from llm_grpc.export.quantize import blocks, int8
+from llm_grpc.export.rounding import blocks, int8
 
 MEAN_BITS: dict[str, float] = {
     "blocks4": blocks.INT4.mean_bits,

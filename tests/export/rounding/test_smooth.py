@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from llm_grpc.export.quantize import blocks, int8
-from llm_grpc.export.quantize.error import blocks_error, int8_error, output_error
-from llm_grpc.export.quantize.grid import Floats
-from llm_grpc.export.quantize.smooth import smoothing
+from llm_grpc.export.rounding import blocks, int8
+from llm_grpc.export.rounding.error import blocks_error, int8_error, output_error
+from llm_grpc.export.rounding.grid import Floats
+from llm_grpc.export.rounding.smooth import smoothing
 
 
 def normal(*shape: int, seed: int = 0) -> Floats:

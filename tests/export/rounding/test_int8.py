@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_grpc.export.quantize import gptq, int8
-from llm_grpc.export.quantize.grid import Floats
+from llm_grpc.export.rounding import gptq, int8
+from llm_grpc.export.rounding.grid import Floats
 
 
 def normal(*shape: int, seed: int = 0) -> Floats:

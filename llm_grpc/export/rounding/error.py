@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from llm_grpc.export.quantize import blocks, int8
-from llm_grpc.export.quantize.gptq import column_slices
-from llm_grpc.export.quantize.grid import Floats
+from llm_grpc.export.rounding import blocks, int8
+from llm_grpc.export.rounding.gptq import column_slices
+from llm_grpc.export.rounding.grid import Floats
 
 
 def output_error(rows: Floats, weights: Floats, rounded_rows: Floats, rounded_weights: Floats) -> float:
