@@ -11,11 +11,12 @@ from pathlib import Path
 
 from llm_grpc.errors import ExportError
 from llm_grpc.export.estimate import say_needs
+from llm_grpc.export.job import GRAPH_PASSES, GraphPass, Job
 from llm_grpc.export.progress import Progress, show_progress
 from llm_grpc.export.recipe import Recipe
 from llm_grpc.export.replace import replace_directory
 from llm_grpc.export.source import Source, find_source, first_line
-from llm_grpc.export.stages import GRAPH_PASSES, GraphPass, Job, Stage, stages_of
+from llm_grpc.export.stages import Stage, stages_of
 from llm_grpc.export.verify import STAGES as VERIFY_STAGES
 from llm_grpc.export.verify import VerifyOptions, verify
 from llm_grpc.export.verify_input import read_text

@@ -5,87 +5,44 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 import onnx
-import onnx_ir as ir
 import torch
 from optimum.exporters.onnx.convert import export as optimum_export
 from torch.jit import TracerWarning
 from transformers import PreTrainedModel
 
 from llm_grpc.errors import ExportError
-from llm_grpc.export.calibrate import Calibration, affordable_rows, calibration_windows
+from llm_grpc.export.calibrate import affordable_rows, calibration_windows
 from llm_grpc.export.calibrate import calibrate as run_calibration
-from llm_grpc.export.element_type import ELEMENT_TYPES, dtype_of
+from llm_grpc.export.element_type import ELEMENT_TYPES
 from llm_grpc.export.formats import choose_formats, table
 from llm_grpc.export.graph_file import state_interface, write_graph
+from llm_grpc.export.job import GRAPH, Job
 from llm_grpc.export.load import load_config, load_model, load_tokenizer
 from llm_grpc.export.onnx_config import PackedStepConfig, kv_cache_of
 from llm_grpc.export.passes.half import cast_around
 from llm_grpc.export.passes.int8_cache import int8_cache, stated_cache
-from llm_grpc.export.passes.merge import merge_projections
 from llm_grpc.export.passes.quantise import Feedbacks
 from llm_grpc.export.passes.quantise import quantise as write_formats
 from llm_grpc.export.passes.smooth import smooth
 from llm_grpc.export.passes.tidy import tidy, with_shapes, without_shapes
-from llm_grpc.export.passes.weights import attach, fold
+from llm_grpc.export.passes.weights import attach
 from llm_grpc.export.progress import Progress
 from llm_grpc.export.recipe import Recipe
 from llm_grpc.export.refusals import refuse_by_graph
 from llm_grpc.export.skeleton import weightless
-from llm_grpc.export.source import Source, first_line
+from llm_grpc.export.source import first_line
 from llm_grpc.export.swapped import swapped
 from llm_grpc.export.write import write_manifest
 from llm_grpc.machine import available_memory_bytes
 from llm_grpc.manifest import FORMAT, Manifest, file_entry
 
-GRAPH, TOKENIZER, CHAT_TEMPLATE = "model.onnx", "tokenizer.json", "chat_template.jinja"
+TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
 OPSET = 18
 _RECORDED = ("torch", "transformers", "optimum", "optimum-onnx", "onnx")
-
-GraphPass = Callable[[ir.Model], object]
-
-GRAPH_PASSES: tuple[GraphPass, ...] = (fold, merge_projections)
-"""What is done to the graph once it has its weights, in order."""
-
-
-@dataclass
-class Job:
-    """One export on its way: ``directory`` is where the files are written."""
-
-    source: Source
-    name: str
-    directory: Path
-    recipe: Recipe = field(default_factory=Recipe)
-    passes: tuple[GraphPass, ...] = GRAPH_PASSES
-    model: Any = None
-    """The torch model, its weights mapped from the source's files, until they are written."""
-
-    rewritten: Any = None
-    """The graph, from the trace to the writing."""
-
-    calibration: Calibration | None = None
-    """What the recipe's text showed."""
-
-    config: Any = None
-    tokenizer: Any = None
-    kv_cache: Any = None
-    eos_token_ids: tuple[int, ...] = ()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of what is computed, and of the cache."""
-        return dtype_of(self.recipe.computes_in)
-
-    @property
-    def graph(self) -> Path:
-        """The graph's file."""
-        return self.directory / GRAPH
 
 
 def load(job: Job, _: Progress) -> None:

@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 from llm_grpc.cli.main import main
 from llm_grpc.errors import ExportError, ManifestError
 from llm_grpc.export.element_type import ELEMENT_TYPES
+from llm_grpc.export.job import Job
 from llm_grpc.export.passes.half import WITHOUT_BF16
 from llm_grpc.export.passes.weights import array_of
 from llm_grpc.export.progress import show_progress
 from llm_grpc.export.recipe import Recipe
 from llm_grpc.export.source import find_source
-from llm_grpc.export.stages import Job, stages_of
+from llm_grpc.export.stages import stages_of
 from llm_grpc.export.verify import VerifyOptions, verify
 from llm_grpc.export.verify_drive import prefill
 from llm_grpc.export.widen import widened

@@ -19,10 +19,10 @@ from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk
 from llm_grpc.errors import ExportError, ManifestError
 from llm_grpc.export.calibrate import Calibration, calibrate
 from llm_grpc.export.command import export
+from llm_grpc.export.job import GRAPH_PASSES, GraphPass
 from llm_grpc.export.load import load_model
 from llm_grpc.export.passes.int8_cache import HEAD_ROOM, int8_cache
 from llm_grpc.export.source import find_source
-from llm_grpc.export.stages import GRAPH_PASSES, GraphPass
 from llm_grpc.export.verify import VerifyOptions
 from llm_grpc.export.verify_drive import run_all_rows
 from llm_grpc.manifest import load_manifest

@@ -12,8 +12,8 @@ import pytest
 
 from llm_grpc.errors import ExportError
 from llm_grpc.export.command import export, verify_directory
+from llm_grpc.export.job import GRAPH_PASSES
 from llm_grpc.export.passes.weights import array_of
-from llm_grpc.export.stages import GRAPH_PASSES
 from llm_grpc.export.verify import VerifyOptions
 from llm_grpc.export.verify_drive import CHUNK_TOKENS, Trace
 from llm_grpc.export.verify_input import PROMPT_TOKENS

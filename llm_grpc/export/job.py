@@ -1,0 +1,59 @@
+"""One export on its way through the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from llm_grpc.export.calibrate import Calibration
+from llm_grpc.export.element_type import dtype_of
+from llm_grpc.export.passes.merge import merge_projections
+from llm_grpc.export.passes.weights import fold
+from llm_grpc.export.recipe import Recipe
+from llm_grpc.export.source import Source
+
+GRAPH = "model.onnx"
+
+GraphPass = Callable[[ir.Model], object]
+
+GRAPH_PASSES: tuple[GraphPass, ...] = (fold, merge_projections)
+"""What is done to the graph once it has its weights, in order."""
+
+
+@dataclass
+class Job:
+    """One export on its way: ``directory`` is where the files are written."""
+
+    source: Source
+    name: str
+    directory: Path
+    recipe: Recipe = field(default_factory=Recipe)
+    passes: tuple[GraphPass, ...] = GRAPH_PASSES
+    model: Any = None
+    """The torch model, its weights mapped from the source's files, until they are written."""
+
+    rewritten: Any = None
+    """The graph, from the trace to the writing."""
+
+    calibration: Calibration | None = None
+    """What the recipe's text showed."""
+
+    config: Any = None
+    tokenizer: Any = None
+    kv_cache: Any = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is computed, and of the cache."""
+        return dtype_of(self.recipe.computes_in)
+
+    @property
+    def graph(self) -> Path:
+        """The graph's file."""
+        return self.directory / GRAPH
