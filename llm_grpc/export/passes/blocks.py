@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from llm_grpc.export.passes.int8 import Hints
 from llm_grpc.export.passes.linears import Linear
+from llm_grpc.export.passes.nodes import replace_node
 from llm_grpc.export.passes.weights import Array, add_weight, drop_unused
 from llm_grpc.export.rounding import blocks
 
@@ -52,9 +53,5 @@ def write_blocks(graph: ir.Graph, linear: Linear, layout: blocks.Layout, feedbac
         "K": rows, "N": columns, "bits": layout.bits, "block_size": layout.block, "accuracy_level": _ACCURACY,
     }  # fmt: skip
     new = ir.node("MatMulNBits", [node.inputs[0], codes, *inputs], attributes, domain="com.microsoft")
-    out = node.outputs[0]
-    new.outputs[0].shape, new.outputs[0].type = out.shape, out.type
-    graph.insert_before(node, new)
-    ir.convenience.replace_all_uses_with(out, new.outputs[0])
-    graph.remove(node, safe=True)
+    replace_node(graph, node, [new])
     drop_unused(graph, [linear.weight])

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llm_grpc.export.passes.linears import Group, Linear
+from llm_grpc.export.passes.nodes import replace_node
 from llm_grpc.export.passes.weights import SOURCES, Array, add_constant, add_weight, drop_unused
 from llm_grpc.export.rounding import int8
 from llm_grpc.export.rounding.gptq import Feedback
@@ -104,11 +105,7 @@ class Int8:
         inputs = [codes, weight, one, scales, middle]
         new.append(ir.node("MatMulIntegerToFloat", inputs, domain="com.microsoft"))
         new.append(ir.node("Mul", [new[-1].outputs[0], scale]))
-        out = node.outputs[0]
-        new[-1].outputs[0].shape, new[-1].outputs[0].type = out.shape, out.type
-        graph.insert_before(node, new)
-        ir.convenience.replace_all_uses_with(out, new[-1].outputs[0])
-        graph.remove(node, safe=True)
+        replace_node(graph, node, new)
 
 
 def _sizes(x: ir.Value) -> list[int | ir.SymbolicDim]:
@@ -158,8 +155,5 @@ def write_embedding(model: ir.Model) -> None:
     scale = ir.node("Gather", [scales, ids])
     wide = ir.node("Unsqueeze", [scale.outputs[0], add_constant(graph, "last", np.array([-1]))])
     out = ir.node("Mul", [cast.outputs[0], wide.outputs[0]])
-    out.outputs[0].shape, out.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
-    graph.insert_before(node, [picked, cast, scale, wide, out])
-    ir.convenience.replace_all_uses_with(node.outputs[0], out.outputs[0])
-    graph.remove(node, safe=True)
+    replace_node(graph, node, [picked, cast, scale, wide, out])
     drop_unused(graph, [table])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx_ir as ir
 
@@ -43,11 +41,7 @@ def _norm_of(group: Group) -> ir.Node | None:
     readers = {user for user, _ in group.x.uses()}
     if norm is None or norm.op_type not in _NORMS or readers != {linear.node for linear in group.linears}:
         return None
-    return norm if all(_is_own(value) for value in _parameters(norm)) else None
-
-
-def _parameters(norm: ir.Node) -> Iterator[ir.Value | None]:
-    return iter(norm.inputs[1:])
+    return norm if all(_is_own(value) for value in norm.inputs[1:]) else None
 
 
 def _is_own(value: ir.Value | None) -> bool:
