@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15llm_grpc/v1/llm.proto\x12\x0bllm_grpc.v1\"\xaf\x01\n\x13GenerateTextRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\nmax_tokens\x18\x02 \x01(\x05\x12\x13\n\x0btemperature\x18\x03 \x01(\x02\x12\r\n\x05model\x18\x04 \x01(\t\x12\'\n\x08sampling\x18\x05 \x01(\x0b\x32\x15.llm_grpc.v1.Sampling\x12\'\n\x08stopping\x18\x06 \x01(\x0b\x32\x15.llm_grpc.v1.Stopping\"\x8c\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\" \n\x08Stopping\x12\x14\n\x0cstop_strings\x18\x01 \x03(\t\"\xff\x01\n\x14GenerateTextResponse\x12\x16\n\x0egenerated_text\x18\x01 \x01(\t\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.llm_grpc.v1.FinishReason\x12\r\n\x05index\x18\x03 \x01(\x05\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x12.llm_grpc.v1.Usage\x12\x15\n\x0bstop_string\x18\x07 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x08 \x01(\x05H\x00\x12\x10\n\x08sequence\x18\n \x01(\x05\x12\x0c\n\x04seed\x18\x0b \x01(\x04\x12\r\n\x05model\x18\x0c \x01(\tB\x0c\n\nstop_match\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05*\x97\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x01\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x12\x1f\n\x1b\x46INISH_REASON_CONTEXT_LIMIT\x10\x04\x32\xbe\x01\n\nLLMService\x12S\n\x0cGenerateText\x12 .llm_grpc.v1.GenerateTextRequest\x1a!.llm_grpc.v1.GenerateTextResponse\x12[\n\x12StreamGenerateText\x12 .llm_grpc.v1.GenerateTextRequest\x1a!.llm_grpc.v1.GenerateTextResponse0\x01\x42\x8e\x01\n\x15io.github.llm_grpc.v1B\x08LlmProtoP\x01Z;github.com/llm-grpc/llm-grpc/clients/go/llmgrpcv1;llmgrpcv1\xa2\x02\x03LLM\xaa\x02\nLlmGrpc.V1\xca\x02\nLlmGrpc\\V1\xea\x02\x0bLlmGrpc::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15llm_grpc/v1/llm.proto\x12\x0bllm_grpc.v1\"\xa4\x02\n\x13GenerateTextRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\nmax_tokens\x18\x02 \x01(\x05\x12\x13\n\x0btemperature\x18\x03 \x01(\x02\x12\r\n\x05model\x18\x04 \x01(\t\x12\'\n\x08sampling\x18\x05 \x01(\x0b\x32\x15.llm_grpc.v1.Sampling\x12\'\n\x08stopping\x18\x06 \x01(\x0b\x32\x15.llm_grpc.v1.Stopping\x12\x36\n\x10response_options\x18\x08 \x01(\x0b\x32\x1c.llm_grpc.v1.ResponseOptions\x12\x18\n\x10prompt_token_ids\x18\t \x03(\x05\x12!\n\x05\x63\x61\x63he\x18\x0e \x01(\x0b\x32\x12.llm_grpc.v1.Cache\"\x8c\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\"4\n\x08Stopping\x12\x14\n\x0cstop_strings\x18\x01 \x03(\t\x12\x12\n\nignore_eos\x18\x05 \x01(\x08\"!\n\x0fResponseOptions\x12\x0e\n\x06tokens\x18\x01 \x01(\x08\"\'\n\x05\x43\x61\x63he\x12\x10\n\x08\x64isabled\x18\x01 \x01(\x08\x12\x0c\n\x04salt\x18\x02 \x01(\t\"\xa3\x02\n\x14GenerateTextResponse\x12\x16\n\x0egenerated_text\x18\x01 \x01(\t\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.llm_grpc.v1.FinishReason\x12\r\n\x05index\x18\x03 \x01(\x05\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x12.llm_grpc.v1.Usage\x12\"\n\x06tokens\x18\x05 \x03(\x0b\x32\x12.llm_grpc.v1.Token\x12\x15\n\x0bstop_string\x18\x07 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x08 \x01(\x05H\x00\x12\x10\n\x08sequence\x18\n \x01(\x05\x12\x0c\n\x04seed\x18\x0b \x01(\x04\x12\r\n\x05model\x18\x0c \x01(\tB\x0c\n\nstop_match\"\x13\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\x05\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05*\x97\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x01\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x12\x1f\n\x1b\x46INISH_REASON_CONTEXT_LIMIT\x10\x04\x32\xbe\x01\n\nLLMService\x12S\n\x0cGenerateText\x12 .llm_grpc.v1.GenerateTextRequest\x1a!.llm_grpc.v1.GenerateTextResponse\x12[\n\x12StreamGenerateText\x12 .llm_grpc.v1.GenerateTextRequest\x1a!.llm_grpc.v1.GenerateTextResponse0\x01\x42\x8e\x01\n\x15io.github.llm_grpc.v1B\x08LlmProtoP\x01Z;github.com/llm-grpc/llm-grpc/clients/go/llmgrpcv1;llmgrpcv1\xa2\x02\x03LLM\xaa\x02\nLlmGrpc.V1\xca\x02\nLlmGrpc\\V1\xea\x02\x0bLlmGrpc::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,18 +32,24 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llm_grpc.v1.llm_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\025io.github.llm_grpc.v1B\010LlmProtoP\001Z;github.com/llm-grpc/llm-grpc/clients/go/llmgrpcv1;llmgrpcv1\242\002\003LLM\252\002\nLlmGrpc.V1\312\002\nLlmGrpc\\V1\352\002\013LlmGrpc::V1'
-  _globals['_FINISHREASON']._serialized_start=711
-  _globals['_FINISHREASON']._serialized_end=862
+  _globals['_FINISHREASON']._serialized_start=1004
+  _globals['_FINISHREASON']._serialized_end=1155
   _globals['_GENERATETEXTREQUEST']._serialized_start=39
-  _globals['_GENERATETEXTREQUEST']._serialized_end=214
-  _globals['_SAMPLING']._serialized_start=217
-  _globals['_SAMPLING']._serialized_end=357
-  _globals['_STOPPING']._serialized_start=359
-  _globals['_STOPPING']._serialized_end=391
-  _globals['_GENERATETEXTRESPONSE']._serialized_start=394
-  _globals['_GENERATETEXTRESPONSE']._serialized_end=649
-  _globals['_USAGE']._serialized_start=651
-  _globals['_USAGE']._serialized_end=708
-  _globals['_LLMSERVICE']._serialized_start=865
-  _globals['_LLMSERVICE']._serialized_end=1055
+  _globals['_GENERATETEXTREQUEST']._serialized_end=331
+  _globals['_SAMPLING']._serialized_start=334
+  _globals['_SAMPLING']._serialized_end=474
+  _globals['_STOPPING']._serialized_start=476
+  _globals['_STOPPING']._serialized_end=528
+  _globals['_RESPONSEOPTIONS']._serialized_start=530
+  _globals['_RESPONSEOPTIONS']._serialized_end=563
+  _globals['_CACHE']._serialized_start=565
+  _globals['_CACHE']._serialized_end=604
+  _globals['_GENERATETEXTRESPONSE']._serialized_start=607
+  _globals['_GENERATETEXTRESPONSE']._serialized_end=898
+  _globals['_TOKEN']._serialized_start=900
+  _globals['_TOKEN']._serialized_end=919
+  _globals['_USAGE']._serialized_start=921
+  _globals['_USAGE']._serialized_end=1001
+  _globals['_LLMSERVICE']._serialized_start=1158
+  _globals['_LLMSERVICE']._serialized_end=1348
 # @@protoc_insertion_point(module_scope)

@@ -64,8 +64,8 @@ class GenerateTextRequest(_message.Message):
     """GenerateTextRequest is the request of both generation methods. Fields 1 to 3 carry the numbers and
     meanings of the original, package-less TextGenerationRequest.
 
-    Numbers kept for fields that come later: 7 constraint, 8 response_options, 9 prompt_token_ids,
-    10 request_id, 11 priority, 12 adapter, 13 truncate_prompt_tokens, 14 cache, 16 decoder_prompt.
+    Numbers kept for fields that come later: 7 constraint, 10 request_id, 11 priority, 12 adapter,
+    13 truncate_prompt_tokens, 16 decoder_prompt.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -76,9 +76,12 @@ class GenerateTextRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     STOPPING_FIELD_NUMBER: _builtins.int
+    RESPONSE_OPTIONS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
-    """prompt is the text to continue. It must not be empty and, with the model's special tokens, must
-    fit Model.limits.max_prompt_tokens.
+    """prompt is the text to continue. With the model's special tokens it must fit
+    Model.limits.max_prompt_tokens. A request has either a prompt or prompt_token_ids.
     """
     max_tokens: _builtins.int
     """max_tokens is the most tokens to generate, 1 to Model.limits.max_tokens. 0 means the server's
@@ -100,6 +103,23 @@ class GenerateTextRequest(_message.Message):
         nothing else.
         """
 
+    @_builtins.property
+    def response_options(self) -> Global___ResponseOptions:
+        """response_options say what the answer holds besides the text. Unset means nothing else."""
+
+    @_builtins.property
+    def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """prompt_token_ids is the prompt as ids of the model's tokenizer, instead of prompt: taken as they
+        are, without special tokens added. Each is 0 to Model.vocabulary_size - 1, and there are at most
+        Model.limits.max_prompt_tokens.
+        """
+
+    @_builtins.property
+    def cache(self) -> Global___Cache:
+        """cache says how this request uses the key-value cache that other requests left behind. Unset means
+        that a prompt's beginning is not computed again where an earlier request without a salt had it.
+        """
+
     def __init__(
         self,
         *,
@@ -109,10 +129,13 @@ class GenerateTextRequest(_message.Message):
         model: _builtins.str = ...,
         sampling: Global___Sampling | None = ...,
         stopping: Global___Stopping | None = ...,
+        response_options: Global___ResponseOptions | None = ...,
+        prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        cache: Global___Cache | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "response_options", b"response_options", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "sampling", b"sampling", "stopping", b"stopping", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "response_options", b"response_options", "sampling", b"sampling", "stopping", b"stopping", "temperature", b"temperature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -179,11 +202,19 @@ Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 
 @_typing.final
 class Stopping(_message.Message):
-    """Stopping says what ends the text."""
+    """Stopping says what ends the text.
+
+    Numbers kept for fields that come later: 2 stop_token_ids, 3 include_stop, 4 min_tokens.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STOP_STRINGS_FIELD_NUMBER: _builtins.int
+    IGNORE_EOS_FIELD_NUMBER: _builtins.int
+    ignore_eos: _builtins.bool
+    """ignore_eos makes an end-of-sequence token a token like any other: the text ends at a stop string,
+    at max_tokens or at the context limit.
+    """
     @_builtins.property
     def stop_strings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """stop_strings end the text where the first of them is complete (of two that end together, the longer);
@@ -195,21 +226,77 @@ class Stopping(_message.Message):
         self,
         *,
         stop_strings: _abc.Iterable[_builtins.str] | None = ...,
+        ignore_eos: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["stop_strings", b"stop_strings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ignore_eos", b"ignore_eos", "stop_strings", b"stop_strings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Stopping: _TypeAlias = Stopping  # noqa: Y015
 
 @_typing.final
+class ResponseOptions(_message.Message):
+    """ResponseOptions say what the answer holds besides the text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.bool
+    """tokens asks for GenerateTextResponse.tokens on every message. A stream then has a message for each
+    token that has come, also where its text is not complete yet.
+    """
+    def __init__(
+        self,
+        *,
+        tokens: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResponseOptions: _TypeAlias = ResponseOptions  # noqa: Y015
+
+@_typing.final
+class Cache(_message.Message):
+    """Cache says how a request uses the key-value cache that other requests left behind. Text is the same
+    with and without it; the time to the first token tells whether a prompt's beginning was there.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISABLED_FIELD_NUMBER: _builtins.int
+    SALT_FIELD_NUMBER: _builtins.int
+    disabled: _builtins.bool
+    """disabled makes the request compute all of its prompt, and leave nothing for others."""
+    salt: _builtins.str
+    """salt keeps apart what may not be shared: a request finds only what requests with the same salt left.
+    At most 256 bytes of UTF-8. Give each tenant a secret of its own, and none can tell from the time to
+    the first token what another has asked.
+    """
+    def __init__(
+        self,
+        *,
+        disabled: _builtins.bool = ...,
+        salt: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disabled", b"disabled", "salt", b"salt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cache: _TypeAlias = Cache  # noqa: Y015
+
+@_typing.final
 class GenerateTextResponse(_message.Message):
     """GenerateTextResponse is the answer, or one part of it in a stream.
 
-    Numbers kept for fields that come later: 5 tokens, 6 prompt_info, 9 request_id, 13 timing,
-    14 receipt, 15 sequences.
+    Numbers kept for fields that come later: 6 prompt_info, 9 request_id, 13 timing, 14 receipt,
+    15 sequences.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -218,6 +305,7 @@ class GenerateTextResponse(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     STOP_STRING_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
@@ -247,6 +335,13 @@ class GenerateTextResponse(_message.Message):
     def usage(self) -> Global___Usage:
         """usage counts tokens. Set on the last message only."""
 
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
+        """tokens are the tokens generated since the previous message, all of them in GenerateText. Set where
+        response_options.tokens asks for it. They count as usage.completion_tokens does: tokens whose text a
+        stop string took away are among them.
+        """
+
     def __init__(
         self,
         *,
@@ -254,6 +349,7 @@ class GenerateTextResponse(_message.Message):
         finish_reason: Global___FinishReason.ValueType = ...,
         index: _builtins.int = ...,
         usage: Global___Usage | None = ...,
+        tokens: _abc.Iterable[Global___Token] | None = ...,
         stop_string: _builtins.str = ...,
         stop_token_id: _builtins.int = ...,
         sequence: _builtins.int = ...,
@@ -262,13 +358,35 @@ class GenerateTextResponse(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["stop_match", b"stop_match", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "generated_text", b"generated_text", "index", b"index", "model", b"model", "seed", b"seed", "sequence", b"sequence", "stop_match", b"stop_match", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "generated_text", b"generated_text", "index", b"index", "model", b"model", "seed", b"seed", "sequence", b"sequence", "stop_match", b"stop_match", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "tokens", b"tokens", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_stop_match: _TypeAlias = _typing.Literal["stop_string", "stop_token_id"]  # noqa: Y015
     _WhichOneofArgType_stop_match: _TypeAlias = _typing.Literal["stop_match", b"stop_match"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_stop_match) -> _WhichOneofReturnType_stop_match | None: ...
 
 Global___GenerateTextResponse: _TypeAlias = GenerateTextResponse  # noqa: Y015
+
+@_typing.final
+class Token(_message.Message):
+    """Token is one generated token."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """id is the token's id in the model's vocabulary."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Token: _TypeAlias = Token  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
@@ -278,19 +396,25 @@ class Usage(_message.Message):
 
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """prompt_tokens counts the prompt's tokens, special tokens included."""
     completion_tokens: _builtins.int
     """completion_tokens counts the generated tokens, an end-of-sequence token included."""
+    cached_tokens: _builtins.int
+    """cached_tokens counts the prompt's tokens that an earlier request had computed; they are among
+    prompt_tokens.
+    """
     def __init__(
         self,
         *,
         prompt_tokens: _builtins.int = ...,
         completion_tokens: _builtins.int = ...,
+        cached_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
