@@ -158,16 +158,17 @@ def _packed_forward(model: PreTrainedModel, forward: Any) -> Any:
         step = StepTrace(split, decode_seqlens, decode_total, chunk_seqlens, chunk_total, past)
         token = current_step.set(step)
         gather = model.get_output_embeddings().register_forward_pre_hook(
-            lambda _, args: (args[0].index_select(1, logit_rows),)
+            lambda _, args: (args[0][0].index_select(0, logit_rows),)
         )
         try:
             with TorchAttention(model.config):
-                logits = forward(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits[0]
+                logits = forward(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
         finally:
             gather.remove()
             current_step.reset(token)
         return {
-            names.LOGITS: logits.float(),
+            # The last node writes into the caller's memory: one more is a copy of all logits.
+            names.LOGITS: logits if logits.dtype == torch.float32 else logits.float(),
             "present": [step.present[layer] for layer in sorted(step.present)],
         }
 

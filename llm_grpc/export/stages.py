@@ -25,8 +25,10 @@ from llm_grpc.export.load import load_config, load_model, load_tokenizer
 from llm_grpc.export.onnx_config import PackedStepConfig, kv_cache_of
 from llm_grpc.export.passes.half import cast_around
 from llm_grpc.export.passes.int8_cache import int8_cache, stated_cache
+from llm_grpc.export.passes.packed_attention import pack_attention
 from llm_grpc.export.passes.quantise import Feedbacks
 from llm_grpc.export.passes.quantise import quantise as write_formats
+from llm_grpc.export.passes.skip_norms import skip_norms
 from llm_grpc.export.passes.smooth import smooth
 from llm_grpc.export.passes.tidy import tidy, with_shapes, without_shapes
 from llm_grpc.export.passes.weights import attach
@@ -131,6 +133,7 @@ def rewrite(job: Job, _: Progress) -> None:
     if job.recipe.kv_cache == "int8":
         assert job.calibration
         int8_cache(job.rewritten, job.calibration)
+    pack_attention(job.rewritten, job.config.max_position_embeddings)
     job.kv_cache = stated_cache(job.rewritten, job.kv_cache)
     state_interface(job.rewritten, job.config.vocab_size, job.config.max_position_embeddings, job.kv_cache)
 
@@ -151,6 +154,7 @@ def quantise(job: Job, progress: Progress) -> None:
 def write(job: Job, progress: Progress) -> None:
     """The graph with its weights, one at a time; the torch model is dropped."""
     job.graph.unlink()
+    skip_norms(job.rewritten)
     without_shapes(job.rewritten)
     write_graph(job.rewritten, job.graph, progress.part)
     job.rewritten = job.model = job.calibration = None

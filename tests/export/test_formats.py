@@ -87,8 +87,8 @@ def test_int8_is_a_quarter_and_int4_less(
     assert (int8_dir / "model.onnx").stat().st_size < 0.5 * whole  # the graph itself is a third of this one
     assert not [t for t in onnx.load(int8_dir / "model.onnx").graph.initializer if _is_wide(t)]
     assert not [t for t in onnx.load(int4 / "model.onnx").graph.initializer if _is_wide(t)]
-    assert counted(int8_dir)["MatMulIntegerToFloat"] == 3 * 4 + 1
-    assert counted(int4)["MatMulNBits"] == 3 * 4 + 1
+    assert counted(int8_dir)["MatMulIntegerToFloat"] == 3 * 5 + 1
+    assert counted(int4)["MatMulNBits"] == 3 * 5 + 1
 
 
 def test_a_layer_has_few_nodes(model_dir: Path, int8_dir: Path, tmp_path: Path) -> None:
@@ -160,4 +160,4 @@ def test_int4_for_a_gpu_computes_in_16_bits(checkpoint: Path, tmp_path: Path) ->
     graph = onnx.load(tmp_path / "model" / "model.onnx").graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     scales = [types[node.input[2]] for node in graph.node if node.op_type == "MatMulNBits"]
-    assert scales == [onnx.TensorProto.FLOAT16] * (3 * 4 + 1)
+    assert scales == [onnx.TensorProto.FLOAT16] * (3 * 5 + 1)

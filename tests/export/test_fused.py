@@ -174,10 +174,9 @@ def _fail_in_a_trace(model: torch.nn.Module, swapped: Callable[[], bool]) -> Non
         raise RuntimeError("in the trace")
 
 
-def test_an_exported_llama_has_a_node_for_each_norm_and_rotation(model_dir: Path) -> None:
+def test_an_exported_llama_has_a_node_for_each_norm_and_none_for_rotations(model_dir: Path) -> None:
     found = operators(onnx.load(model_dir / "model.onnx", load_external_data=False))
     layers = found["GroupQueryAttention"] // 2
-    assert found["SimplifiedLayerNormalization"] == 2 * layers + 1
-    assert found["RotaryEmbedding"] == 2 * layers
-    assert found["Slice"] == 2, "the step's cosines and sines, once"
-    assert not found.keys() & {"Neg", "Sqrt", "ReduceMean"}
+    assert found["SimplifiedLayerNormalization"] == 1, "the first; the others come after a sum"
+    assert found["SkipSimplifiedLayerNormalization"] == 2 * layers
+    assert not found.keys() & {"Neg", "Sqrt", "ReduceMean", "RotaryEmbedding", "Cos", "Slice"}

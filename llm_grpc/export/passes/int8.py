@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from llm_grpc.export.passes.linears import Group, Linear
-from llm_grpc.export.passes.nodes import replace_node
+from llm_grpc.export.passes.nodes import input_of, replace_node
 from llm_grpc.export.passes.weights import SOURCES, Array, add_constant, add_weight, drop_unused
 from llm_grpc.export.rounding import int8
 from llm_grpc.export.rounding.gptq import Feedback
@@ -22,9 +22,6 @@ from llm_grpc.graph_names import INPUT_IDS
 _MIDDLE = 128
 """The zero point of activations, which are uint8. Weights are int8 and have none: with one, the runtime's
 fast kernels are not used."""
-_LEAST = np.array(1e-12, np.float32)
-"""Scale of a row of zeros, times 127."""
-
 
 Hints = Callable[[], Feedback | None]
 """What calibration says of a matrix, asked for when it is rounded."""
@@ -41,6 +38,7 @@ class Int8:
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
         self._middles: dict[str, ir.Value] = {}
+        self._scalings: set[ir.Node] = set()
 
     def write(self, group: Group, linears: tuple[Linear, ...], feedback: Hints = no_hints) -> None:
         """Replace ``linears``, all or some of ``group``."""
@@ -52,8 +50,12 @@ class Int8:
         drop_unused(self._graph, [linear.weight for linear in linears])
 
     def _rounded(self, x: ir.Value) -> tuple[ir.Value, ir.Value, list[ir.Node]]:
-        """Codes of ``x [..., K]``, and the scale of each row, ``[..., 1]``."""
+        """Codes of ``x [..., K]``, and the scale of each row, ``[..., 1]``.
+
+        A row of zeros has the scale 0 and some codes or other, whose products are multiplied by that 0.
+        """
         graph = self._graph
+        late = self._put_off(x)
         nodes = [ir.node("Abs", [x])]
 
         def then(op_type: str, *more: ir.Value, **attributes: int) -> ir.Value:
@@ -65,7 +67,6 @@ class Int8:
             zeros = np.zeros([1] * (rank - 1) + [int(str(_sizes(x)[-1]))], np.float32)
             then("Concat", add_constant(graph, f"no_row_{zeros.shape}", zeros), axis=rank - 2)
         then("ReduceMax", add_constant(graph, "last_axis", np.array([-1])), keepdims=1)
-        then("Max", add_constant(graph, "least_magnitude", _LEAST))
         scale = then("Mul", add_constant(graph, "one_127th", np.array(1 / 127, np.float32)))
         if is_guarded:
             ends = [add_constant(graph, f"row_{n}", np.array([n])) for n in (0, -1, rank - 2)]
@@ -73,7 +74,29 @@ class Int8:
         scales = then("Reshape", add_constant(graph, "flat", np.array([-1])))
         middles = self._middles_for(x, scales, nodes)
         nodes.append(ir.node("QuantizeLinear", [x, scales, middles], {"axis": rank - 2}))
-        return nodes[-1].outputs[0], scale, nodes
+        codes = nodes[-1].outputs[0]
+        if late is not None:
+            nodes.append(ir.node("Mul", [scale, late]))
+            scale = nodes[-1].outputs[0]
+        return codes, scale, nodes
+
+    def _put_off(self, x: ir.Value) -> ir.Value | None:
+        """Let ``x``, a product with one of our layers, do without that layer's row scales; returns them.
+
+        A row's codes are the same in any unit, so that the unit can wait until one number for each row is
+        all that is to be multiplied.
+        """
+        product = x.producer()
+        if product is None or product.op_type != "Mul" or len({user for user, _ in x.uses()}) != 1:
+            return None
+        for place, value in enumerate(product.inputs):
+            scaling = None if value is None else value.producer()
+            if scaling in self._scalings and scaling is not None and len(scaling.outputs[0].uses()) == 1:
+                product.replace_input_with(place, scaling.inputs[0])
+                scale = scaling.inputs[1]
+                self._graph.remove(scaling, safe=True)
+                return scale
+        return None
 
     def _always_has_rows(self, x: ir.Value) -> bool:
         """Whether its rows are the packed tokens, or those that need logits; an expert may have none."""
@@ -105,6 +128,7 @@ class Int8:
         inputs = [codes, weight, one, scales, middle]
         new.append(ir.node("MatMulIntegerToFloat", inputs, domain="com.microsoft"))
         new.append(ir.node("Mul", [new[-1].outputs[0], scale]))
+        self._scalings.add(new[-1])
         replace_node(graph, node, new)
 
 
@@ -136,20 +160,16 @@ def _matrix(graph: ir.Graph, linear: Linear, feedback: Hints) -> tuple[ir.Value,
     return weight, scales
 
 
-def _input(graph: ir.Graph, name: str) -> ir.Value:
-    return next(value for value in graph.inputs if value.name == name)
-
-
 def write_embedding(model: ir.Model) -> None:
     """Store the table of token embeddings in int8, a scale for each token; a tied head reads the same."""
     graph = model.graph
-    uses = _input(graph, INPUT_IDS).uses()
+    uses = input_of(graph, INPUT_IDS).uses()
     node = next((user for user, place in uses if (user.op_type, place) == ("Gather", 1)), None)
     table = node.inputs[0] if node else None
     if node is None or table is None or SOURCES not in table.meta or table.dtype != ir.DataType.FLOAT:
         return
     weight, scales = _matrix(graph, Linear(node, table, is_transposed=True), no_hints)
-    ids = _input(graph, INPUT_IDS)
+    ids = input_of(graph, INPUT_IDS)
     picked = ir.node("Gather", [weight, ids])
     cast = ir.node("Cast", [picked.outputs[0]], {"to": ir.DataType.FLOAT})
     scale = ir.node("Gather", [scales, ids])

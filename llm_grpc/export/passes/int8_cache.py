@@ -7,9 +7,6 @@ takes 10 to 40 % longer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count
-
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -18,6 +15,7 @@ from llm_grpc import graph_names as names
 from llm_grpc.errors import ExportError
 from llm_grpc.export.calibrate import Calibration
 from llm_grpc.export.passes.int8_chunk import PAST_AT, PRESENT_AT, ChunkCache
+from llm_grpc.export.passes.nodes import attention_nodes
 from llm_grpc.export.passes.rotated_keys import at_any_position
 from llm_grpc.export.passes.weights import add_constant
 from llm_grpc.manifest import KvCache
@@ -47,7 +45,7 @@ def int8_cache(model: ir.Model, calibration: Calibration) -> None:
     """
     graph = model.graph
     chunk_cache = ChunkCache(graph)
-    for layer, half, node in list(_attention(graph)):
+    for layer, half, node in list(attention_nodes(graph)):
         key = node.inputs[1]
         assert key is not None
         keys = at_any_position(_largest(calibration.key_absmax, layer, "key", node), key)
@@ -68,17 +66,6 @@ def stated_cache(model: ir.Model, kv_cache: KvCache) -> KvCache:
     first = names.past(0, "key", "decode")
     past = next(value for value in model.graph.inputs if value.name == first)
     return kv_cache.model_copy(update={"dtype": "int8"} if past.dtype == ir.DataType.INT8 else {})
-
-
-def _attention(graph: ir.Graph) -> Iterator[tuple[int, str, ir.Node]]:
-    """Layer, half and node of all attention."""
-    inputs = {value.name: value for value in graph.inputs}
-    for layer in count():
-        for half in names.HALVES:
-            past = inputs.get(names.past(layer, "key", half))
-            if past is None:
-                return
-            yield layer, half, next(iter(past.uses())).node
 
 
 def _largest(absmax: NDArray[np.float32], layer: int, kind: str, node: ir.Node) -> NDArray[np.float32]:

@@ -1,4 +1,8 @@
-"""Projections of one input as one matrix."""
+"""Queries, keys and values as one product, which the attention reads as it is.
+
+A gate and what it lets through stay two products: what would split them copies each token once more than it
+saves, and takes longer than a second product from a few rows on.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,41 @@ from llm_grpc.export.passes.weights import SOURCES, add_constant, add_weight, ar
 
 
 def merge_projections(model: ir.Model) -> None:
-    """Queries, keys and values of a layer come from one product; so do a gate and what it lets through."""
+    """Queries, keys and values of a layer come from one product."""
     for group in groups_of(model):
-        if len(group.linears) > 1 and not any(linear.is_transposed for linear in group.linears):
+        linears = group.linears
+        is_plain = len(linears) > 1 and not any(linear.is_transposed for linear in linears)
+        if is_plain and all(_is_attended(linear.node) for linear in linears):
             _merge(model.graph, group)
+
+
+_ON_THE_WAY = frozenset(
+    {
+        "Add",
+        "Cast",
+        "Mul",
+        "Pad",
+        "Reshape",
+        "RotaryEmbedding",
+        "SimplifiedLayerNormalization",
+        "Split",
+        "Transpose",
+    }
+)
+"""What may stand between a projection and the attention."""
+
+
+def _is_attended(node: ir.Node) -> bool:
+    """Whether what comes out of ``node`` gets to an attention node by nothing but ``_ON_THE_WAY``."""
+    waiting, seen = list(node.outputs), set()
+    while waiting:
+        for user, _ in waiting.pop().uses():
+            if user.op_type == "GroupQueryAttention":
+                return True
+            if user.op_type in _ON_THE_WAY and user not in seen:
+                seen.add(user)
+                waiting.extend(user.outputs)
+    return False
 
 
 def _merge(graph: ir.Graph, group: Group) -> None:
