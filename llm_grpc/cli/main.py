@@ -32,6 +32,8 @@ COMMANDS = {
         Verifies it. Needs llm-grpc[export,cpu]; reads safetensors only and runs no remote code.""",
     "verify": """Compare a model directory with the torch model that it was exported from: logits, KL
         divergence, greedy tokens, perplexity. Needs llm-grpc[export,cpu].""",
+    "bench": """Measure a running server, or one that it starts: throughput, latencies, goodput, CPU time and
+        memory, at a rate, at a concurrency, or by a trace. --plot needs llm-grpc[bench].""",
     "demo": "Serve the embedded model, show each task's answer whole and token by token, stop.",
 }
 """A line for each command: here, so that `--help` imports none of them."""
@@ -43,6 +45,8 @@ EXIT_CODES = {
         refused (an unknown service, say)""",
     "export": "0 with the directory written; 1 the export failed; 130 interrupted, nothing written",
     "verify": "0 within the limits; 1 outside them, or it could not be found out; 130 interrupted",
+    "bench": """0 measured, with errors or without; 1 nothing was answered, or it could not be measured; 130
+        interrupted, the figures until then printed""",
     "demo": "0 all went well and the server stopped cleanly; 1 anything else",
 }
 

@@ -18,7 +18,7 @@ from llm_grpc.client.channel import (
 )
 from llm_grpc.client.errors import translated
 from llm_grpc.client.health import LLM_SERVICE, HealthStatus, health_check, health_request, health_status
-from llm_grpc.client.requests import GenerateOptions, generate_request
+from llm_grpc.client.requests import GenerateOptions, Prompt, generate_request
 from llm_grpc.v1 import llm_pb2, llm_pb2_grpc, model_pb2, model_pb2_grpc
 
 
@@ -45,15 +45,15 @@ class AsyncClient:
         self._call = CallDefaults(timeout_s, metadata)
 
     async def generate(
-        self, prompt: str, *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+        self, prompt: Prompt, *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
     ) -> llm_pb2.GenerateTextResponse:
-        """Return the whole answer to `prompt`. ``GenerateOptions`` says what may be asked for."""
+        """Return the whole answer to `prompt`, a text or token ids, and what ``GenerateOptions`` lists."""
         request = generate_request(prompt, options)
         with translated():
             return await self._llm.GenerateText(request, **self._call(timeout_s))
 
     def stream(
-        self, prompt: str, *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+        self, prompt: Prompt, *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
     ) -> AsyncTextStream:
         """Return the answer as it is generated; leaving the iterator cancels the call."""
         request = generate_request(prompt, options)

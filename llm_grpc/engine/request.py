@@ -10,11 +10,15 @@ from llm_grpc.sampling_params import FinishReason, SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One generated token of one request. ``finish_reason`` is set on the last one."""
+    """One generated token of one request. ``finish_reason`` is set on the last one.
+
+    ``cached_tokens`` counts the prompt tokens that were found in the cache; set on the first one.
+    """
 
     request_id: int
     token_id: int
     finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ class Scheduler:
         return TokenEvent(request.request_id, token, reason)
 
     def _finish_reason(self, request: Request, token: int) -> FinishReason | None:
-        if token in self._eos_token_ids:
+        if token in self._eos_token_ids and not request.params.ignore_eos:
             return FinishReason.EOS
         if len(request.output_ids) >= request.params.max_tokens:
             return FinishReason.LENGTH

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections.abc import Sequence
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from llm_grpc.config import MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, MAX_TEMPERATURE
-from llm_grpc.errors import InvalidParameter, UnsupportedParameter
+from llm_grpc.config import MAX_SALT_BYTES, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, MAX_TEMPERATURE
+from llm_grpc.errors import InvalidParameter, PromptTooLong, UnsupportedParameter
 from llm_grpc.sampling_params import FinishReason, SamplingParams
 from llm_grpc.server.served_model import ServedModel
 from llm_grpc.text.generator import TextDelta
@@ -23,18 +24,21 @@ _FINISH_REASONS = {
 }
 
 
+_PARTS = ("sampling", "stopping", "response_options", "cache")
+"""The fields of a request that are messages."""
+
+
 def to_sampling_params(request: llm_pb2.GenerateTextRequest, model: ServedModel) -> SamplingParams:
-    """Check a request and apply the model's defaults.
+    """Check all of a request but its prompt, and apply the model's defaults.
 
     Raises:
         InvalidParameter: a field is out of its limits.
         UnsupportedParameter: the request holds a field that this version does not know.
     """
+    _refuse_unknown_fields("", request)
+    for part in _PARTS:
+        _refuse_unknown_fields(f"{part}.", getattr(request, part))
     sampling, stopping = request.sampling, request.stopping
-    for path, message in (("", request), ("sampling.", sampling), ("stopping.", stopping)):
-        _refuse_unknown_fields(path, message)
-    if not request.prompt:
-        raise InvalidParameter("prompt", "must not be empty")
     temperature = _temperature(request, model)
     return SamplingParams(
         max_tokens=_max_tokens(request.max_tokens, model),
@@ -43,7 +47,31 @@ def to_sampling_params(request: llm_pb2.GenerateTextRequest, model: ServedModel)
         top_k=_top_k(sampling.top_k) if sampling.HasField("top_k") else model.defaults.top_k,
         seed=_seed(sampling, temperature),
         stop_strings=_stop_strings(stopping),
+        ignore_eos=stopping.ignore_eos,
+        returns_tokens=request.response_options.tokens,
+        cache_disabled=request.cache.disabled,
+        cache_salt=_salt(request.cache.salt),
     )
+
+
+def to_prompt(request: llm_pb2.GenerateTextRequest, model: ServedModel) -> str | Sequence[int]:
+    """The prompt as a text, or as ids that are known to fit the model.
+
+    Raises:
+        InvalidParameter: there is no prompt, there are two, or an id is not in the vocabulary.
+        PromptTooLong: there are more ids than the model takes.
+    """
+    ids = request.prompt_token_ids
+    if not ids:
+        if not request.prompt:
+            raise InvalidParameter("prompt", "must not be empty where there are no prompt_token_ids")
+        return request.prompt
+    if request.prompt:
+        raise InvalidParameter("prompt_token_ids", "must be empty where there is a prompt")
+    if len(ids) > model.max_prompt_tokens:
+        limit = f"the limit is {model.max_prompt_tokens}"
+        raise PromptTooLong("prompt_token_ids", f"has {len(ids)} tokens, and {limit}")
+    return _checked_ids(list(ids), model.manifest.vocabulary_size - 1)
 
 
 def to_response(
@@ -51,10 +79,13 @@ def to_response(
 ) -> llm_pb2.GenerateTextResponse:
     """One message of a stream; the fields of the last message are set where the delta has a finish reason."""
     response = llm_pb2.GenerateTextResponse(generated_text=delta.text, sequence=sequence)
+    for token in delta.tokens:
+        response.tokens.add(id=token)
     if delta.finish_reason:
         response.finish_reason = _FINISH_REASONS[delta.finish_reason]
         response.usage.prompt_tokens = delta.prompt_tokens
         response.usage.completion_tokens = delta.completion_tokens
+        response.usage.cached_tokens = delta.cached_tokens
         response.seed = params.seed
         response.model = name
         if delta.stop_string is not None:
@@ -147,6 +178,20 @@ def _stop_strings(stopping: llm_pb2.Stopping) -> tuple[str, ...]:
             limit = f"and must have 1 to {MAX_STOP_STRING_BYTES}"
             raise InvalidParameter(f"stopping.stop_strings[{index}]", f"has {size} bytes of UTF-8, {limit}")
     return stops
+
+
+def _salt(salt: str) -> str:
+    size = len(salt.encode())
+    if size > MAX_SALT_BYTES:
+        raise InvalidParameter("cache.salt", f"has {size} bytes of UTF-8, and the limit is {MAX_SALT_BYTES}")
+    return salt
+
+
+def _checked_ids(ids: list[int], last: int) -> list[int]:
+    if min(ids) < 0 or max(ids) > last:
+        index, token = next((i, token) for i, token in enumerate(ids) if not 0 <= token <= last)
+        raise InvalidParameter(f"prompt_token_ids[{index}]", f"is {token}, and must be 0 to {last}")
+    return ids
 
 
 def _number(value: float) -> str:

@@ -9,8 +9,9 @@ from typing import TypeAlias
 import grpc
 
 from llm_grpc.original import llm_service_pb2, llm_service_pb2_grpc
-from llm_grpc.server.convert import to_response, to_sampling_params
+from llm_grpc.server.convert import to_prompt, to_response, to_sampling_params
 from llm_grpc.server.models import Models
+from llm_grpc.text.generator import joined
 from llm_grpc.v1 import llm_pb2_grpc
 from llm_grpc.v1.llm_pb2 import GenerateTextRequest as Request
 from llm_grpc.v1.llm_pb2 import GenerateTextResponse as Response
@@ -25,18 +26,17 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         self._models = models
 
     async def GenerateText(self, request: Request, context: Context) -> Response:
-        """The whole text: the stream's messages joined."""
-        parts = [part async for part in self.StreamGenerateText(request, context)]
-        response = parts[-1]
-        response.generated_text = "".join(part.generated_text for part in parts)
-        response.sequence = 0
-        return response
+        """The whole text: the stream's deltas joined."""
+        model = self._models.get(request.model)
+        params = to_sampling_params(request, model)
+        async with aclosing(model.generator.generate(to_prompt(request, model), params)) as deltas:
+            return to_response(joined([delta async for delta in deltas]), 0, params, model.name)
 
     async def StreamGenerateText(self, request: Request, context: Context) -> AsyncIterator[Response]:
         """The text as it is generated."""
         model = self._models.get(request.model)
         params = to_sampling_params(request, model)
-        async with aclosing(model.generator.generate(request.prompt, params)) as deltas:
+        async with aclosing(model.generator.generate(to_prompt(request, model), params)) as deltas:
             sequence = 0
             async for delta in deltas:
                 yield to_response(delta, sequence, params, model.name)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llm_grpc.engine.async_engine import AsyncEngine
 from llm_grpc.engine.request import TokenEvent
@@ -18,7 +18,9 @@ from llm_grpc.text.tokenizer import TextTokenizer
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """What came since the previous delta. The fields after ``text`` are set on the last one alone."""
+    """What came since the previous delta; ``tokens`` where the request asked for them. The other fields are
+    set on the last one alone.
+    """
 
     text: str
     finish_reason: FinishReason | None = None
@@ -26,6 +28,14 @@ class TextDelta:
     completion_tokens: int = 0
     stop_string: str | None = None
     stop_token_id: int | None = None
+    cached_tokens: int = 0
+    tokens: tuple[int, ...] = ()
+
+
+def joined(deltas: Sequence[TextDelta]) -> TextDelta:
+    """The whole answer: the last of ``deltas`` with the text and the tokens of all."""
+    tokens = tuple(token for delta in deltas for token in delta.tokens)
+    return replace(deltas[-1], text="".join(delta.text for delta in deltas), tokens=tokens)
 
 
 class TextGenerator:
@@ -39,8 +49,13 @@ class TextGenerator:
         self._admission = admission
         self._metrics = metrics
 
-    async def generate(self, prompt: str, params: SamplingParams) -> AsyncGenerator[TextDelta, None]:
+    async def generate(
+        self, prompt: str | Sequence[int], params: SamplingParams
+    ) -> AsyncGenerator[TextDelta, None]:
         """Yield the text of one request as it is generated; the last delta carries the finish reason.
+
+        ``prompt`` is a text, or ids of the model's vocabulary that are known to fit its context. A delta
+        without text is yielded where it is the last or where the request asked for tokens.
 
         Closing or cancelling the iterator frees the request's slot within one engine step.
 
@@ -51,15 +66,15 @@ class TextGenerator:
         """
         with self._admission.permit():
             clock = RequestClock(self._metrics)
-            prompt_ids = await self._tokenizer.encode(prompt)
+            prompt_ids = await self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
             clock.prompt(len(prompt_ids))
-            text = _Text(Detokenizer(self._tokenizer, prompt_ids), StopStringMatcher(params.stop_strings))
+            text = _Text(Detokenizer(self._tokenizer, prompt_ids), params)
             async with aclosing(self._engine.generate(prompt_ids, params)) as batches:
                 async for events in batches:
                     delta = text.push(events, clock)
                     if delta.finish_reason:
                         clock.finished(delta.finish_reason)
-                    if delta.text or delta.finish_reason:
+                    if delta.text or delta.finish_reason or delta.tokens:
                         yield delta
                     if delta.finish_reason:
                         return
@@ -68,15 +83,21 @@ class TextGenerator:
 class _Text:
     """Turns the token events of one request into deltas."""
 
-    def __init__(self, detokenizer: Detokenizer, stops: StopStringMatcher) -> None:
+    def __init__(self, detokenizer: Detokenizer, params: SamplingParams) -> None:
         self._detokenizer = detokenizer
-        self._stops = stops
+        self._stops = StopStringMatcher(params.stop_strings)
+        self._returns_tokens = params.returns_tokens
         self._num_tokens = 0
+        self._cached_tokens = 0
 
     def push(self, events: list[TokenEvent], clock: RequestClock) -> TextDelta:
+        """Take at least one event; what comes after the end of the text is passed over."""
         parts: list[str] = []
+        tokens: list[int] = []
         for event in events:
             self._num_tokens += 1
+            self._cached_tokens += event.cached_tokens
+            tokens.append(event.token_id)
             clock.token()
             reason, stop_string = event.finish_reason, None
             if reason is not FinishReason.EOS:
@@ -88,15 +109,20 @@ class _Text:
             if stop_string is not None:
                 reason = FinishReason.STOP
             if reason:
-                return self._last("".join(parts), reason, stop_string, event.token_id)
-        return TextDelta("".join(parts))
+                return self._last("".join(parts), reason, stop_string, tokens)
+        return TextDelta("".join(parts), tokens=self._asked(tokens))
 
-    def _last(self, text: str, reason: FinishReason, stop_string: str | None, token_id: int) -> TextDelta:
+    def _asked(self, tokens: list[int]) -> tuple[int, ...]:
+        return tuple(tokens) if self._returns_tokens else ()
+
+    def _last(self, text: str, reason: FinishReason, stop_string: str | None, tokens: list[int]) -> TextDelta:
         return TextDelta(
             text=text,
             finish_reason=reason,
             prompt_tokens=self._detokenizer.num_prompt_tokens,
             completion_tokens=self._num_tokens,
             stop_string=stop_string,
-            stop_token_id=token_id if reason is FinishReason.EOS else None,
+            stop_token_id=tokens[-1] if reason is FinishReason.EOS else None,
+            cached_tokens=self._cached_tokens,
+            tokens=self._asked(tokens),
         )

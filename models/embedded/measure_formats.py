@@ -16,7 +16,7 @@ from measure import NUM_ITEMS, RESULT, SEED, accuracy, sample
 from tasks import TASKS, items
 from tokenizers import Tokenizer
 
-from llm_grpc.cli.demo_server import COMMAND, demo_server
+from llm_grpc.cli.child_server import child_server, serve_command
 from llm_grpc.config import EMBEDDED_MODEL
 from llm_grpc.export.command import export
 from llm_grpc.export.recipe import Recipe, Weights
@@ -56,7 +56,7 @@ def export_format(directory: Path, weights: Weights, calibrated: bool) -> Path:
 
 def measure_model(model: Path, num_items: int = NUM_ITEMS) -> dict[str, float]:
     """Serve a model directory; its accuracy in every task, on the first `num_items` held-out items."""
-    with demo_server(START_LIMIT_S, (*COMMAND, "--model", str(model))) as address:
+    with child_server(START_LIMIT_S, serve_command(("--model", str(model)))) as (address, _):
         chosen = {task: list(islice(sample(task, "held_out"), num_items)) for task in TASKS}
         return {task: asyncio.run(accuracy(address, measured)) for task, measured in chosen.items()}
 

@@ -24,11 +24,13 @@ def test_generate_prints_the_text_alone(
 
 def test_generate_sends_its_flags(fake: FakeLLM, address: str) -> None:
     values = {"max-tokens": 3, "temperature": 0, "top-p": 0.5, "top-k": 2, "seed": 7, "model": "m"}
-    flags = [f"--{name}={value}" for name, value in values.items()] + ["--stop=a", "--stop", "b"]
+    flags = [f"--{name}={value}" for name, value in values.items()]
+    flags += ["--stop=a", "--stop", "b", "--ignore-eos"]
     main(["generate", "hello", "--address", address, *flags])
     main(["generate", "hello", "--address", address])
     asked, plain = fake.requests
     assert (asked.max_tokens, asked.model, list(asked.stopping.stop_strings)) == (3, "m", ["a", "b"])
+    assert asked.stopping.ignore_eos
     sampling = asked.sampling
     assert sampling.HasField("temperature")
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed) == (0, 0.5, 2, 7)

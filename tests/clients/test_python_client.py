@@ -54,6 +54,7 @@ def do(request: pytest.FixtureRequest) -> Do:
 
 def test_generate_sends_what_was_asked_and_returns_the_message(do: Do, fake: FakeLLM, address: str) -> None:
     asked = {"max_tokens": 5, "temperature": 0.0, "top_p": 0.5, "top_k": 3, "seed": 2**64 - 1, "model": "m"}
+    asked |= {"ignore_eos": True, "tokens": True, "cache_disabled": True, "cache_salt": "s"}
     reply = do(address, "generate", "hello", stop=["\n", "END"], **asked)
     assert reply.generated_text == "one two"
     (request,) = fake.requests
@@ -62,6 +63,17 @@ def test_generate_sends_what_was_asked_and_returns_the_message(do: Do, fake: Fak
     assert request.sampling.temperature == 0.0
     assert (request.sampling.top_p, request.sampling.top_k, request.sampling.seed) == (0.5, 3, 2**64 - 1)
     assert list(request.stopping.stop_strings) == ["\n", "END"]
+    assert (request.stopping.ignore_eos, request.response_options.tokens) == (True, True)
+    assert (request.cache.disabled, request.cache.salt) == (True, "s")
+
+
+def test_a_prompt_may_be_token_ids(do: Do, fake: FakeLLM, address: str) -> None:
+    do(address, "generate", [3, 1, 2])
+    (request,) = fake.requests
+    assert request.SerializeToString() == type(request)(prompt_token_ids=[3, 1, 2]).SerializeToString()
+    for wrong, kind in (([1, 2**31], ValueError), ([1, "x"], TypeError)):
+        with pytest.raises(kind, match="prompt_token_ids: a value does not fit the field"):
+            do(address, "generate", wrong)
 
 
 def test_what_is_not_asked_for_is_not_sent(do: Do, fake: FakeLLM, address: str) -> None:

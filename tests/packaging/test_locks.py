@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-LOCKS = ("build", "serve", "cuda", "dev", "export", "torch")
-TOGETHER = ("build", "serve", "dev", "export", "torch")
+LOCKS = ("build", "serve", "cuda", "dev", "bench", "export", "torch")
+TOGETHER = ("build", "serve", "dev", "bench", "export", "torch")
 REQUIREMENT = re.compile(r"^([a-z0-9][a-z0-9._-]*)==(\S+)(?: ; (.*?))?(?: \\)?$")
 
 

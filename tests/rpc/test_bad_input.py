@@ -13,8 +13,8 @@ from google.rpc import error_details_pb2, status_pb2
 from llm_grpc.original import llm_service_pb2, llm_service_pb2_grpc
 from llm_grpc.server.identity import Identity
 from llm_grpc.v1 import llm_pb2_grpc, model_pb2, model_pb2_grpc
+from llm_grpc.v1.llm_pb2 import Cache, Sampling, Stopping
 from llm_grpc.v1.llm_pb2 import GenerateTextRequest as Request
-from llm_grpc.v1.llm_pb2 import Sampling, Stopping
 from tests.rpc.conftest import Serve
 from tests.rpc.models import CONTEXT_TOKENS
 from tests.unit.scripted_runner import ScriptedRunner
@@ -28,6 +28,23 @@ BAD_FIELDS: list[tuple[Request, str, str]] = [
         Request(prompt="a" * CONTEXT_TOKENS),
         "prompt",
         f"has {CONTEXT_TOKENS} tokens, and the limit is {LIMIT}",
+    ),
+    (Request(prompt="a", prompt_token_ids=[1]), "prompt_token_ids", "must be empty where there is a prompt"),
+    (
+        Request(prompt_token_ids=[1] * CONTEXT_TOKENS),
+        "prompt_token_ids",
+        f"has {CONTEXT_TOKENS} tokens, and the limit is {LIMIT}",
+    ),
+    (
+        Request(prompt_token_ids=[0, 256, 5, 257, -1]),
+        "prompt_token_ids[3]",
+        "is 257, and must be 0 to 256",
+    ),
+    (Request(prompt_token_ids=[-1]), "prompt_token_ids[0]", "is -1, and must be 0 to 256"),
+    (
+        Request(prompt="a", cache=Cache(salt="é" * 128 + "x")),
+        "cache.salt",
+        "has 257 bytes of UTF-8, and the limit is 256",
     ),
     (Request(prompt="a", max_tokens=-1), "max_tokens", f"is -1, and must be 0 to {LIMIT}"),
     (Request(prompt="a", max_tokens=2**31 - 1), "max_tokens", f"is 2147483647, and must be 0 to {LIMIT}"),
@@ -98,7 +115,7 @@ async def test_a_bad_field_is_named(serve: Serve, request_: Request, field: str,
             assert violation.field == field
             assert problem in violation.description
             info = details(error, error_details_pb2.ErrorInfo)
-            too_long = field == "prompt" and "tokens" in problem
+            too_long = field in {"prompt", "prompt_token_ids"} and "tokens" in problem
             assert info.reason == ("PROMPT_TOO_LONG" if too_long else "INVALID_PARAMETER")
             assert info.domain == "llm-grpc"
         assert server.admission.held == 0
@@ -140,13 +157,21 @@ async def test_a_message_above_the_size_cap(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"\x0a\x01a\x3a\x00", b"\x0a\x01a\x2a\x02\x48\x01"], ids=["constraint", "sampling.9"]
+    ("data", "field"),
+    [
+        (b"\x3a\x00", "request.7"),
+        (b"\x2a\x02\x48\x01", "sampling.9"),
+        (b"\x32\x02\x48\x01", "stopping.9"),
+        (b"\x42\x02\x48\x01", "response_options.9"),
+        (b"\x72\x02\x48\x01", "cache.9"),
+    ],
 )
-async def test_a_field_of_a_later_version_is_refused(serve: Serve, data: bytes) -> None:
+async def test_a_field_of_a_later_version_is_refused(serve: Serve, data: bytes, field: str) -> None:
     async with serve(ScriptedRunner()) as (_, channel):
         with pytest.raises(grpc.aio.AioRpcError) as error:
-            await send_bytes(channel, "/llm_grpc.v1.LLMService/GenerateText", data)
+            await send_bytes(channel, "/llm_grpc.v1.LLMService/GenerateText", b"\x0a\x01a" + data)
         assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert error.value.details() == f"{field}: this version knows no such field"
         assert details(error.value, error_details_pb2.ErrorInfo).reason == "UNSUPPORTED_PARAMETER"
 
 

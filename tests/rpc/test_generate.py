@@ -9,6 +9,7 @@ import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from llm_grpc.config import EMBEDDED_MODEL
 from llm_grpc.manifest import manifest_digest
@@ -26,14 +27,21 @@ samplings = st.builds(
     top_k=st.sampled_from([0, 1, 20]),
     seed=st.integers(0, 2**64 - 1),
 )
+prompts = st.one_of(
+    st.fixed_dictionaries({"prompt": st.one_of(st.just(PROMPT), st.text(min_size=1, max_size=80))}),
+    st.fixed_dictionaries({"prompt_token_ids": st.lists(st.integers(0, 1023), min_size=1, max_size=80)}),
+)
 requests = st.builds(
-    Request,
-    prompt=st.one_of(st.just(PROMPT), st.text(min_size=1, max_size=80)),
+    lambda prompt, **fields: Request(**prompt, **fields),
+    prompts,
     max_tokens=st.integers(1, 48),
     sampling=samplings,
     stopping=st.builds(
-        llm_pb2.Stopping, stop_strings=st.lists(st.text("aeil .", min_size=1, max_size=3), max_size=3)
+        llm_pb2.Stopping,
+        stop_strings=st.lists(st.text("aeil .", min_size=1, max_size=3), max_size=3),
+        ignore_eos=st.booleans(),
     ),
+    response_options=st.builds(llm_pb2.ResponseOptions, tokens=st.booleans()),
 )
 
 
@@ -48,6 +56,8 @@ def joined(parts: list[Response]) -> Response:
     whole = Response()
     whole.CopyFrom(parts[-1])
     whole.generated_text = "".join(part.generated_text for part in parts)
+    whole.ClearField("tokens")
+    whole.tokens.extend(token for part in parts for token in part.tokens)
     whole.sequence = 0
     return whole
 
@@ -58,6 +68,7 @@ def test_unary_is_the_joined_stream(stub: llm_pb2_grpc.LLMServiceStub, request: 
     parts = list(stub.StreamGenerateText(request, timeout=60))
     assert [part.sequence for part in parts] == list(range(len(parts)))
     assert [bool(part.finish_reason) for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert all(bool(part.tokens) is request.response_options.tokens for part in parts)
     assert stub.GenerateText(request, timeout=60) == joined(parts)
 
 
@@ -67,6 +78,8 @@ def test_limits_and_stops_hold(stub: llm_pb2_grpc.LLMServiceStub, request: Reque
     answer = stub.GenerateText(request, timeout=60)
     assert 1 <= answer.usage.completion_tokens <= request.max_tokens
     assert not any(stop in answer.generated_text for stop in request.stopping.stop_strings)
+    if request.response_options.tokens:
+        assert len(answer.tokens) == answer.usage.completion_tokens
     match answer.finish_reason:
         case llm_pb2.FINISH_REASON_LENGTH:
             assert answer.usage.completion_tokens == request.max_tokens
@@ -74,6 +87,7 @@ def test_limits_and_stops_hold(stub: llm_pb2_grpc.LLMServiceStub, request: Reque
         case llm_pb2.FINISH_REASON_STOP:
             assert answer.stop_string in request.stopping.stop_strings
         case llm_pb2.FINISH_REASON_EOS:
+            assert not request.stopping.ignore_eos
             assert answer.WhichOneof("stop_match") == "stop_token_id"
         case _:
             pytest.fail(f"unexpected finish reason in {answer}")
@@ -101,6 +115,26 @@ async def test_many_at_once_are_as_each_alone(embedded: ServerProcess) -> None:
         together = await asyncio.gather(*(stub.GenerateText(request, timeout=60) for request in wanted))
     different = [i for i, (a, b) in enumerate(zip(alone, together, strict=True)) if a != b]
     assert len(different) <= 1, f"requests {different} of {len(wanted)} differ"
+
+
+def test_a_prompt_of_ids_is_the_prompt_of_their_text(stub: llm_pb2_grpc.LLMServiceStub) -> None:
+    ids = Tokenizer.from_file(str(EMBEDDED_MODEL / "tokenizer.json")).encode(PROMPT).ids
+    tokens = llm_pb2.ResponseOptions(tokens=True)
+    text = stub.GenerateText(Request(prompt=PROMPT, response_options=tokens), timeout=60)
+    assert stub.GenerateText(Request(prompt_token_ids=ids, response_options=tokens), timeout=60) == text
+    assert text.tokens[-1].id == text.stop_token_id
+
+
+def test_an_ignored_end_of_sequence_goes_on_to_max_tokens(stub: llm_pb2_grpc.LLMServiceStub) -> None:
+    request = Request(prompt=PROMPT, max_tokens=100, response_options=llm_pb2.ResponseOptions(tokens=True))
+    ended = stub.GenerateText(request, timeout=60)
+    request.stopping.ignore_eos = True
+    answer = stub.GenerateText(request, timeout=60)
+    assert ended.finish_reason == llm_pb2.FINISH_REASON_EOS
+    assert answer.finish_reason == llm_pb2.FINISH_REASON_LENGTH
+    assert answer.WhichOneof("stop_match") is None
+    assert len(answer.tokens) == 100
+    assert answer.tokens[: len(ended.tokens)] == ended.tokens
 
 
 def test_the_server_draws_a_seed_and_reports_it(stub: llm_pb2_grpc.LLMServiceStub) -> None:

@@ -20,7 +20,7 @@ from llm_grpc.errors import LLMGrpcError
 
 ROOT = Path(__file__).parents[2]
 FIELDS = [f.name for c in (ModelConfig, EngineConfig, ServerConfig) for f in dataclasses.fields(c)]
-COMMANDS = ["serve", "generate", "health", "export", "verify", "demo"]
+COMMANDS = ["serve", "generate", "health", "export", "verify", "bench", "demo"]
 
 
 def settings(*flags: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -19,7 +20,7 @@ from llm_grpc.errors import EngineFailed, InvalidParameter, PromptTooLong, Queue
 from llm_grpc.metrics import Metrics
 from llm_grpc.sampling_params import FinishReason, SamplingParams
 from llm_grpc.text.admission import Admission
-from llm_grpc.text.generator import TextDelta, TextGenerator
+from llm_grpc.text.generator import TextDelta, TextGenerator, joined
 from tests.unit.scripted_runner import HANG_S, ScriptedRunner, hashed, script
 from tests.unit.small_tokenizers import BOS, EOS, byte_level, decode, metaspace, token_id
 
@@ -53,20 +54,28 @@ class ScriptedEngine:
 
 
 async def read(
-    generator: TextGenerator, prompt: str, max_tokens: int = 99, stops: tuple[str, ...] = ()
+    generator: TextGenerator,
+    prompt: str | Sequence[int],
+    max_tokens: int = 99,
+    stops: tuple[str, ...] = (),
+    returns_tokens: bool = False,
 ) -> list[TextDelta]:
-    params = SamplingParams(max_tokens, stop_strings=stops)
+    params = SamplingParams(max_tokens, stop_strings=stops, returns_tokens=returns_tokens)
     async with aclosing(generator.generate(prompt, params)) as deltas:
         return [delta async for delta in deltas]
 
 
 def deltas_of(
-    tokens: list[int], batch_sizes: list[int], stops: tuple[str, ...] = (), eos_id: int = EOS_ID
+    tokens: list[int],
+    batch_sizes: list[int],
+    stops: tuple[str, ...] = (),
+    eos_id: int = EOS_ID,
+    returns_tokens: bool = False,
 ) -> tuple[list[TextDelta], Metrics]:
     engine, metrics = ScriptedEngine(tokens, batch_sizes, eos_id), Metrics()
     admission = Admission(1, 0)
     generator = TextGenerator(TOKENIZER, cast("AsyncEngine", engine), admission, metrics)
-    deltas = asyncio.run(read(generator, "the cat", stops=stops))
+    deltas = asyncio.run(read(generator, "the cat", stops=stops, returns_tokens=returns_tokens))
     assert engine.closed
     assert admission.held == 0
     return deltas, metrics
@@ -76,15 +85,8 @@ def whole(deltas: list[TextDelta]) -> TextDelta:
     """The unary answer: the last delta with all the text."""
     last = deltas[-1]
     assert last.finish_reason
-    assert all(delta == TextDelta(delta.text) and delta.text for delta in deltas[:-1])
-    return TextDelta(
-        "".join(delta.text for delta in deltas),
-        last.finish_reason,
-        last.prompt_tokens,
-        last.completion_tokens,
-        last.stop_string,
-        last.stop_token_id,
-    )
+    assert all(d == TextDelta(d.text, tokens=d.tokens) and (d.text or d.tokens) for d in deltas[:-1])
+    return joined(deltas)
 
 
 def count(metrics: Metrics, name: str, **labels: str) -> float | None:
@@ -134,6 +136,27 @@ def test_the_text_does_not_depend_on_how_events_are_batched(
     for metrics in (single_metrics, batched_metrics):
         assert count(metrics, "llm_grpc_generation_tokens_total") == answer.completion_tokens
         assert count(metrics, "llm_grpc_prompt_tokens_total") == answer.prompt_tokens
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    tokens=TOKENS,
+    ends=st.booleans(),
+    batch_sizes=st.lists(st.integers(1, 6), max_size=25),
+    stops=st.lists(st.text("ab \nthe😀é", min_size=1, max_size=3), max_size=2),
+)
+def test_tokens_come_with_every_hand_over_and_change_nothing_else(
+    tokens: list[int], ends: bool, batch_sizes: list[int], stops: list[str]
+) -> None:
+    said = [*tokens, EOS_ID] if ends else tokens
+    plain = whole(deltas_of(said, batch_sizes, tuple(stops))[0])
+    deltas, _ = deltas_of(said, batch_sizes, tuple(stops), returns_tokens=True)
+    answer = whole(deltas)
+    assert answer.tokens == tuple(said[: answer.completion_tokens])
+    assert replace(answer, tokens=()) == plain
+    sizes = [len(delta.tokens) for delta in deltas]
+    assert sizes[:-1] == batch_sizes[: len(sizes) - 1]
+    assert sizes[-1] > 0
 
 
 def test_a_stop_string_over_token_boundaries_ends_the_text_and_counts_its_tokens() -> None:
@@ -268,6 +291,14 @@ async def test_a_prompt_without_tokens_is_refused_and_harms_nobody() -> None:
 
 async def test_a_special_token_written_in_the_prompt_is_one_token() -> None:
     assert await TOKENIZER.encode(f"{BOS}a") == [token_id(TOKENIZER, BOS), *encode("a")]
+
+
+async def test_a_prompt_of_ids_is_taken_as_it_is() -> None:
+    ids = [token_id(TOKENIZER, EOS), *encode("the 😀")[:-1]]  # half a character at the end
+    async with bench_of() as bench:
+        answer = whole(await read(bench.generator, ids, 5, returns_tokens=True))
+        expected, _ = bench.runner.expected(ids, SamplingParams(5), CONTEXT)
+    assert (answer.prompt_tokens, list(answer.tokens)) == (len(ids), expected)
 
 
 async def test_closing_early_frees_slot_and_permit() -> None:

@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "text": {"engine", BASE},
     "server": {"text", "engine", BASE, "v1", "original"},
     "client": {"v1"},
-    "cli": {"server", "client", "text", "engine", BASE, "v1"},
+    "bench": {"client", "v1", BASE},
+    "cli": {"bench", "server", "client", "text", "engine", BASE, "v1"},
     "export": {"runtime", "engine", BASE},
     "v1": set[str](),
     "original": set[str](),
@@ -48,7 +49,8 @@ LIBRARIES = {
         "google", "grpc", "grpc_channelz", "grpc_health", "grpc_reflection", "prometheus_client", "uvloop"
     },
     "client": {"google", "grpc", "grpc_health", "grpc_status"},
-    "cli": {"cyclopts", "grpc", "pydantic", "yaml"},
+    "bench": {"cyclopts", "grpc", "matplotlib", "numpy", "prometheus_client", "pydantic", "rich", "uvloop"},
+    "cli": {"cyclopts", "grpc", "pydantic", "rich", "yaml"},
     "export": EXPORT_LIBRARIES | {"numpy", "onnxruntime", "pydantic", "rich", "tokenizers"},
     "v1": {"google", "grpc"},
     "original": {"google", "grpc"},
@@ -147,6 +149,8 @@ def test_no_cycle_of_parts() -> None:
         ("cli/serve.py", "importlib.import_module('llm_grpc.export.command')"),
         ("client/sync_client.py", "from llm_grpc.errors import LLMGrpcError"),
         ("client/sync_client.py", "import llm_grpc.original.llm_service_pb2"),
+        ("bench/rpc.py", "from llm_grpc.server.app import Server"),
+        ("bench/measure.py", "from llm_grpc.cli.child_server import child_server"),
         ("config.py", "from llm_grpc.engine.request import Request"),
     ],
 )

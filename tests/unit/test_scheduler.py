@@ -287,6 +287,19 @@ def test_why_a_request_ends(
     assert scheduler.num_running == scheduler.num_cached_tokens == 0
 
 
+@pytest.mark.parametrize(
+    ("max_tokens", "count", "reason"), [(4, 4, FinishReason.LENGTH), (99, 5, FinishReason.CONTEXT_LIMIT)]
+)
+def test_an_ignored_end_token_is_a_token_like_any_other(
+    max_tokens: int, count: int, reason: FinishReason
+) -> None:
+    runner, scheduler = ScriptedRunner(lambda history: EOS), Scheduler(1, 8, 2, {EOS})
+    scheduler.add(Request(1, [5, 5, 5], SamplingParams(max_tokens, ignore_eos=True)))
+    events = finish(scheduler, runner)
+    assert [event.token_id for event in events] == [EOS] * count
+    assert [event.finish_reason for event in events] == [None] * (count - 1) + [reason]
+
+
 @pytest.mark.parametrize("prompt_tokens", [0, 8, 9])
 def test_a_prompt_that_cannot_run_is_a_bug(prompt_tokens: int) -> None:
     scheduler = Scheduler(1, 8, 2, ())

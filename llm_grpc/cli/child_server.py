@@ -13,34 +13,49 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, NamedTuple
 
 from llm_grpc.errors import LLMGrpcError
 
 STOP_LIMIT_S = 30.0
 
-COMMAND = (
-    *(sys.executable, "-m", "llm_grpc.cli.main", "serve"),
-    *("--address", "127.0.0.1:0", "--metrics-address", "", "--admin-address", "", "--drain-window-s", "0"),
-)
+FLAGS = {"--address": "127.0.0.1:0", "--metrics-address": "", "--admin-address": "", "--drain-window-s": "0"}
+
+
+def serve_command(flags: Sequence[str] = ()) -> list[str]:
+    """The command of a server with these flags; what they do not set of FLAGS is as there."""
+    given = {flag.partition("=")[0] for flag in flags}
+    ours = [f"{flag}={value}" for flag, value in FLAGS.items() if flag not in given]
+    return [sys.executable, "-m", "llm_grpc.cli.main", "serve", *ours, *flags]
+
 
 READY = re.compile(r"serving llm_grpc\.v1\.LLMService on ([\w.\[\]:-]+:\d+)")
 """What the server logs once it answers."""
 
 
+class ChildServer(NamedTuple):
+    """A server that runs."""
+
+    address: str
+    pid: int
+
+
 @contextmanager
-def demo_server(start_limit_s: float, command: Sequence[str] = COMMAND) -> Iterator[str]:
-    """Start a server on the embedded model and yield its address; stop it with SIGTERM.
+def child_server(start_limit_s: float, command: Sequence[str]) -> Iterator[ChildServer]:
+    """Start a server and stop it with SIGTERM at the end.
 
     Raises:
         LLMGrpcError: it did not start in time, or it did not stop with exit code 0.
     """
-    # Variables that configure another server must not change the demo.
+    # Variables that configure another server must not change this one.
     env = {key: value for key, value in os.environ.items() if not key.startswith("LLM_GRPC_")}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)  # noqa: S603 - our own
+    # A group of its own: Ctrl-C in a terminal goes to all of a group, and we are the one who stops it.
+    process = subprocess.Popen(  # noqa: S603 - our own
+        command, stderr=subprocess.PIPE, text=True, env=env, process_group=0
+    )
     log = _Log(process)
     try:
-        yield log.address(start_limit_s)
+        yield ChildServer(log.address(start_limit_s), process.pid)
         log.stop(process)
     finally:
         process.kill()
