@@ -3,15 +3,17 @@
 =================  ==============  =======================================================================
 name               type, shape     meaning
 =================  ==============  =======================================================================
-input_ids          int64 [1, T]    packed tokens: D decode rows, then the chunk's C tokens; T = D + C
+input_ids          int64 [1, T]    packed tokens: D decode rows, then the chunk's C > 0 tokens; T = D + C
 position_ids       int64 [1, T]    the position of each in its sequence
 logit_rows         int64 [R]       the packed tokens that need logits
-split              int64 [2]       D and C, each at least 1: an idle half holds one dummy token
-decode_seqlens     int32 [D]       tokens already cached in each decode row's slot
+num_decode         int64 [1]       D
+decode_end         int64 [1]       E, the tokens that the decode half computes: D, or 1 where D is 0, whose
+                                   result is dropped: attention over no rows at all kills the process
+decode_seqlens     int32 [E]       tokens already cached in each decode row's slot
 decode_total       int32 []        the most tokens that a decode row attends to, its own included
 chunk_seqlens      int32 [1]       tokens cached after the chunk, less 1
 chunk_total        int32 []        tokens cached after the chunk
-past.<layer>.…     [D or 1, heads, capacity, head_dim]: the cache of the decode rows' slots and the chunk's,
+past.<layer>.…     [E or 1, heads, capacity, head_dim]: the cache of the decode rows' slots and the chunk's,
                    float32 or int8
 =================  ==============  =======================================================================
 
@@ -20,7 +22,8 @@ Outputs are ``logits`` float32 ``[R, vocabulary]`` and ``present.<layer>.…``, 
 
 from __future__ import annotations
 
-INPUT_IDS, POSITION_IDS, LOGIT_ROWS, SPLIT = "input_ids", "position_ids", "logit_rows", "split"
+INPUT_IDS, POSITION_IDS, LOGIT_ROWS = "input_ids", "position_ids", "logit_rows"
+NUM_DECODE, DECODE_END = "num_decode", "decode_end"
 DECODE_SEQLENS, DECODE_TOTAL = "decode_seqlens", "decode_total"
 CHUNK_SEQLENS, CHUNK_TOTAL = "chunk_seqlens", "chunk_total"
 LOGITS = "logits"
@@ -29,7 +32,8 @@ STEP_INPUTS = (
     INPUT_IDS,
     POSITION_IDS,
     LOGIT_ROWS,
-    SPLIT,
+    NUM_DECODE,
+    DECODE_END,
     DECODE_SEQLENS,
     DECODE_TOTAL,
     CHUNK_SEQLENS,

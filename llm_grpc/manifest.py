@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from llm_grpc.errors import ManifestError
 
 MANIFEST, VERIFICATION = "manifest.json", "verification.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the manifest and of the graph's interface. A change that older code would misread raises it."""
 
 _CACHES = {"fp16": "float16", "bf16": "bfloat16"}
@@ -52,7 +52,7 @@ class Manifest(_Strict):
     none. Both came later than the rest and have defaults; a reader that does not know them refuses the file.
     """
 
-    format: Literal[1]
+    format: Literal[2]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     architecture: str
     lowering: Literal["slots"]

@@ -55,7 +55,8 @@ current_step: ContextVar[Step] = ContextVar("current_step")
 class StepTrace:
     """The graph inputs that attention reads while one step is traced, and the caches it hands back."""
 
-    split: torch.Tensor
+    num_decode: torch.Tensor
+    decode_end: torch.Tensor
     decode_seqlens: torch.Tensor
     decode_total: torch.Tensor
     chunk_seqlens: torch.Tensor
@@ -72,7 +73,8 @@ class StepTrace:
         query, key, value = (x if x.dtype == dtype else x.to(dtype) for x in (query, key, value))
         out, *present = _TwoGroupQueryAttention.apply(
             query, key, value, *self.past[layer],
-            self.split, self.decode_seqlens, self.decode_total, self.chunk_seqlens, self.chunk_total,
+            self.num_decode, self.decode_end,
+            self.decode_seqlens, self.decode_total, self.chunk_seqlens, self.chunk_total,
             shape, *(() if sinks is None else (sinks if sinks.dtype == dtype else sinks.to(dtype),)),
         )  # fmt: skip
         self.present[layer] = tuple(present)
@@ -96,20 +98,25 @@ class _TwoGroupQueryAttention(torch.autograd.Function):
     def symbolic(
         g: Any, query: Any, key: Any, value: Any,
         decode_key: Any, decode_value: Any, chunk_key: Any, chunk_value: Any,
-        split: Any, decode_seqlens: Any, decode_total: Any, chunk_seqlens: Any, chunk_total: Any,
+        num_decode: Any, decode_end: Any,
+        decode_seqlens: Any, decode_total: Any, chunk_seqlens: Any, chunk_total: Any,
         shape: AttentionShape, *sinks: Any,
     ) -> tuple[Any, ...]:  # fmt: skip
-        halves = [g.op("Split", x, split, axis_i=1, outputs=2) for x in (query, key, value)]
-        # The decode rows are a batch of sequences of one token: [1, D, h] becomes [D, 1, h].
-        decode = [g.op("Transpose", half[0], perm_i=[1, 0, 2]) for half in halves]
-        chunk = [half[1] for half in halves]
+        first, last = (g.op("Constant", value_t=torch.tensor([place])) for place in (0, _LAST))
+        tokens = g.op("Constant", value_t=torch.tensor([1]))  # the axis
+        packed = (query, key, value)
+        # The decode rows are a batch of sequences of one token: [1, E, h] becomes [E, 1, h].
+        rows = [g.op("Slice", x, first, decode_end, tokens) for x in packed]
+        decode = [g.op("Transpose", x, perm_i=[1, 0, 2]) for x in rows]
+        chunk = [g.op("Slice", x, num_decode, last, tokens) for x in packed]
         out_d, key_d, value_d = _gqa(
             g, shape, *decode, decode_key, decode_value, decode_seqlens, decode_total, *sinks
         )
         out_c, key_c, value_c = _gqa(
             g, shape, *chunk, chunk_key, chunk_value, chunk_seqlens, chunk_total, *sinks
         )
-        out = g.op("Concat", g.op("Transpose", out_d, perm_i=[1, 0, 2]), out_c, axis_i=1)
+        wanted = g.op("Slice", g.op("Transpose", out_d, perm_i=[1, 0, 2]), first, num_decode, tokens)
+        out = g.op("Concat", wanted, out_c, axis_i=1)
         results = (out, key_d, value_d, key_c, value_c)
         for result, like in zip(
             results, (query, decode_key, decode_value, chunk_key, chunk_value), strict=True
@@ -117,6 +124,9 @@ class _TwoGroupQueryAttention(torch.autograd.Function):
             result.setType(like.type())
         return results
 
+
+_LAST = 2**63 - 1
+"""The end of a slice that reaches to the last token."""
 
 _INPUTS_BEFORE_SINKS = 11
 """cos_cache, sin_cache, position_ids and attention_bias stand between the lengths and head_sink."""

@@ -71,7 +71,8 @@ class _StepInputs(DummyInputGenerator):
             names.INPUT_IDS: torch.ones(1, _DECODE + _CHUNK, dtype=torch.int64),
             names.POSITION_IDS: torch.tensor([[*[1] * _DECODE, *range(_CHUNK)]]),
             names.LOGIT_ROWS: torch.tensor([0, _DECODE]),
-            names.SPLIT: torch.tensor([_DECODE, _CHUNK]),
+            names.NUM_DECODE: torch.tensor([_DECODE]),
+            names.DECODE_END: torch.tensor([_DECODE]),
             names.DECODE_SEQLENS: torch.ones(_DECODE, dtype=torch.int32),
             names.DECODE_TOTAL: torch.tensor(2, dtype=torch.int32),
             names.CHUNK_SEQLENS: torch.tensor([_CHUNK - 1], dtype=torch.int32),
@@ -92,7 +93,8 @@ class PackedStepConfig(OnnxConfig):
             names.INPUT_IDS: {1: "tokens"},
             names.POSITION_IDS: {1: "tokens"},
             names.LOGIT_ROWS: {0: "rows"},
-            names.SPLIT: {},
+            names.NUM_DECODE: {},
+            names.DECODE_END: {},
             names.DECODE_SEQLENS: {0: "decode_rows"},
             names.DECODE_TOTAL: {},
             names.CHUNK_SEQLENS: {},
@@ -151,11 +153,14 @@ def _packed_forward(model: PreTrainedModel, forward: Any) -> Any:
     """The model's own forward over the packed tokens, its output projection over the gathered rows alone."""
 
     def packed(
-        input_ids: torch.Tensor, position_ids: torch.Tensor, logit_rows: torch.Tensor, split: torch.Tensor,
+        input_ids: torch.Tensor, position_ids: torch.Tensor, logit_rows: torch.Tensor,
+        num_decode: torch.Tensor, decode_end: torch.Tensor,
         decode_seqlens: torch.Tensor, decode_total: torch.Tensor,
         chunk_seqlens: torch.Tensor, chunk_total: torch.Tensor, past: list[Any],
     ) -> dict[str, Any]:  # fmt: skip
-        step = StepTrace(split, decode_seqlens, decode_total, chunk_seqlens, chunk_total, past)
+        step = StepTrace(
+            num_decode, decode_end, decode_seqlens, decode_total, chunk_seqlens, chunk_total, past
+        )
         token = current_step.set(step)
         gather = model.get_output_embeddings().register_forward_pre_hook(
             lambda _, args: (args[0][0].index_select(0, logit_rows),)

@@ -62,8 +62,7 @@ class SlotRunner:
 
     def logits(self, plan: StepPlan) -> NDArray[np.float32]:
         """Compute the plan and return the logits ``[samples, vocabulary]``, valid until the next run."""
-        decode = _dense(plan)
-        chunk = plan.chunk or PrefillChunk(self._pool.scratch, 0, (0,))
+        decode, chunk = _halves(plan)
         rows = [_packed_row(sample.row, plan, decode) for sample in plan.samples]
         self._put(decode, chunk, rows or [0])
         logits = self._bindings.logits(max(len(rows), 1), self._vocabulary)
@@ -76,13 +75,23 @@ class SlotRunner:
         put(names.INPUT_IDS, [[*(row.token for row in decode), *chunk.tokens]], np.int64)
         put(names.POSITION_IDS, [[*past, *range(chunk.start, chunk.start + length)]], np.int64)
         put(names.LOGIT_ROWS, rows, np.int64)
-        put(names.SPLIT, [len(decode), length], np.int64)
-        put(names.DECODE_SEQLENS, past, np.int32)
-        put(names.DECODE_TOTAL, max(past) + 1, np.int32)
+        put(names.NUM_DECODE, [len(decode)], np.int64)
+        put(names.DECODE_END, [max(len(decode), 1)], np.int64)
+        put(names.DECODE_SEQLENS, past or [0], np.int32)
+        put(names.DECODE_TOTAL, max(past, default=0) + 1, np.int32)
         put(names.CHUNK_SEQLENS, [chunk.start + length - 1], np.int32)
         put(names.CHUNK_TOTAL, chunk.start + length, np.int32)
-        self._bindings.put_slots("decode", 0, len(decode))
+        self._bindings.put_slots("decode", decode[0].slot if decode else self._pool.scratch, len(decode) or 1)
         self._bindings.put_slots("chunk", chunk.slot, 1)
+
+
+def _halves(plan: StepPlan) -> tuple[list[DecodeRow], PrefillChunk]:
+    """What each half of the graph computes. Without a chunk, the last decode row is one of one token."""
+    rows = _dense(plan) if plan.decode else []
+    if plan.chunk:
+        return rows, plan.chunk
+    last = rows.pop()
+    return rows, PrefillChunk(last.slot, last.position, (last.token,))
 
 
 def _dense(plan: StepPlan) -> list[DecodeRow]:

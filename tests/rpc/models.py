@@ -23,7 +23,7 @@ def write_model_dir(directory: Path) -> Path:
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "model.onnx").write_bytes(b"no graph: a scripted runner never opens it")
     manifest = Manifest(
-        format=1,
+        format=2,
         name="scripted",
         architecture="scripted",
         lowering="slots",

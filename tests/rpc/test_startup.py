@@ -75,7 +75,7 @@ def remove(name: str) -> Damage:
         pytest.param(remove("manifest.json"), "manifest.json: No such file", id="no manifest"),
         pytest.param(cut("manifest.json"), "manifest.json is damaged", id="manifest cut"),
         pytest.param(garble("manifest.json"), "manifest.json is damaged", id="manifest is not JSON"),
-        pytest.param(manifest(format=2), "has format 2, and this version reads format 1", id="newer format"),
+        pytest.param(manifest(format=1), "has format 1, and this version reads format 2", id="older format"),
         pytest.param(manifest(colour="blue"), "is damaged: colour: ", id="unknown field"),
         pytest.param(remove("model.onnx"), "model.onnx is listed in the manifest", id="no graph"),
         pytest.param(cut("model.onnx"), "bytes, and the manifest says", id="graph cut"),

@@ -39,7 +39,7 @@ def test_a_written_manifest_loads(model_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"format": 2}, "has format 2, and this version reads format 1"),
+        ({"format": 1}, "has format 1, and this version reads format 2"),
         ({"format": "1"}, "format"),
         ({"lowering": "paged"}, "lowering"),
         ({"surprise": 1}, "surprise"),

@@ -83,7 +83,9 @@ class ChunkCache:
     def _span(self) -> tuple[ir.Value, ir.Value]:
         """The chunk's first position, int64 ``[1]``, and all of them, ``[1, 1, C, 1]``."""
         inputs = {value.name: value for value in self._graph.inputs}
-        length = self._first("Gather", inputs[names.SPLIT], self._constant("chunk_half", np.array(1)))
+        tokens = self._first("Size", inputs[names.INPUT_IDS])
+        num_decode = self._first("Squeeze", inputs[names.NUM_DECODE])
+        length = self._first("Sub", tokens, num_decode)
         end = self._first("Cast", inputs[names.CHUNK_TOTAL], to=ir.DataType.INT64)
         start = self._first("Sub", end, length)
         positions = self._first("Range", start, end, self._constant("one_token", np.array(1)))

@@ -31,6 +31,7 @@ _ON_THE_WAY = frozenset(
         "Reshape",
         "RotaryEmbedding",
         "SimplifiedLayerNormalization",
+        "Slice",
         "Split",
         "Transpose",
     }

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from llm_grpc import graph_names as names
-from llm_grpc.export.passes.nodes import attention_nodes, input_of
+from llm_grpc.export.passes.nodes import attention_nodes
 from llm_grpc.export.passes.rotary_tables import RotaryTables
 from llm_grpc.export.passes.weights import add_constant
 
@@ -53,8 +53,7 @@ def pack_attention(model: ir.Model, context_tokens: int) -> None:
 
 def _source(graph: ir.Graph, decode: ir.Node, chunk: ir.Node, tables: RotaryTables) -> _Source | None:
     """What to read instead; None where nothing is gained or the trace wrote something else."""
-    split = input_of(graph, names.SPLIT)
-    found = [_all_tokens(decode.inputs[place], chunk.inputs[place], split) for place in _QUERY_KEY_VALUE]
+    found = [_all_tokens(decode.inputs[place], chunk.inputs[place]) for place in _QUERY_KEY_VALUE]
     if None in found:
         return None
     query, key, value = (x for x in found if x is not None)
@@ -67,15 +66,16 @@ def _source(graph: ir.Graph, decode: ir.Node, chunk: ir.Node, tables: RotaryTabl
     return _Source((query, key, value), turn) if turn else None
 
 
-def _all_tokens(decode: ir.Value | None, chunk: ir.Value | None, split: ir.Value) -> ir.Value | None:
-    """The value that is split into what the two halves read."""
+def _all_tokens(decode: ir.Value | None, chunk: ir.Value | None) -> ir.Value | None:
+    """The value of which the two halves read a part each, as the trace takes the parts."""
     if decode is None or chunk is None:
         return None
-    moved, parts = decode.producer(), chunk.producer()
-    if moved is None or parts is None or (moved.op_type, parts.op_type) != ("Transpose", "Split"):
+    moved, tail = decode.producer(), chunk.producer()
+    head = moved.inputs[0].producer() if moved is not None and moved.inputs[0] is not None else None
+    if moved is None or head is None or tail is None:
         return None
-    is_split = parts.inputs[1] is split and moved.inputs[0] is parts.outputs[0] and chunk is parts.outputs[1]
-    return parts.inputs[0] if is_split else None
+    is_cut = (moved.op_type, head.op_type, tail.op_type) == ("Transpose", "Slice", "Slice")
+    return head.inputs[0] if is_cut and head.inputs[0] is tail.inputs[0] else None
 
 
 def _turn(query: ir.Value, key: ir.Value, tables: RotaryTables) -> ir.Node | None:
@@ -101,10 +101,15 @@ def _manner(turn: ir.Node) -> tuple[int, int, int]:
     return head_dim, part, turn.attributes.get_int("interleaved", 0)
 
 
-def _turned(value: ir.Value) -> ir.Value:
+def _producer(value: ir.Value | None) -> ir.Node:
+    assert value is not None
     node = value.producer()
     assert node is not None
-    source = node.inputs[0]
+    return node
+
+
+def _turned(value: ir.Value) -> ir.Value:
+    source = _producer(value).inputs[0]
     assert source is not None
     return source
 
@@ -121,31 +126,43 @@ def _product(query: ir.Value, key: ir.Value, value: ir.Value) -> ir.Value | None
 
 def _rewrite(graph: ir.Graph, decode: ir.Node, chunk: ir.Node, source: _Source, tables: RotaryTables) -> None:
     first = min(decode, chunk, key=list(graph).index)
+    moved, tail = _producer(decode.inputs[0]), _producer(chunk.inputs[0])
+    head = _producer(moved.inputs[0])
+    for place in _QUERY_KEY_VALUE:
+        rows = tokens = None
+        if place < len(source.values):
+            value = source.values[place]
+            tokens = _cut(graph, first, value, tail)
+            rows = _cut(graph, first, value, head)
+            rows = _reshaped(graph, first, rows, (-1, 1, _width(value)))
+        decode.replace_input_with(place, rows)
+        chunk.replace_input_with(place, tokens)
+    # A transposition would copy what a change of sizes leaves in its place.
     out = decode.outputs[0]
     back = next(iter(out.uses())).node
-    for place in _QUERY_KEY_VALUE:
-        value = source.values[place] if place < len(source.values) else None
-        halves = _halves(graph, first, value) if value is not None else (None, None)
-        for node, half in zip((decode, chunk), halves, strict=True):
-            node.replace_input_with(place, half)
-    # [D, 1, h] becomes [1, D, h] without a copy, which a transposition would make.
-    moved = ir.node("Reshape", [out, _sizes(graph, 1, -1, _width(back.outputs[0]))])
-    moved.outputs[0].shape, moved.outputs[0].type = back.outputs[0].shape, back.outputs[0].type
-    graph.insert_before(back, moved)
-    ir.convenience.replace_all_uses_with(back.outputs[0], moved.outputs[0])
+    old = back.outputs[0]
+    new = _reshaped(graph, back, out, (1, -1, _width(old)))
+    new.shape = old.shape
+    ir.convenience.replace_all_uses_with(old, new)
     if source.turn:
         for node in (decode, chunk):
             _let_turn(node, source.turn, tables)
 
 
-def _halves(graph: ir.Graph, before: ir.Node, value: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """The decode rows ``[D, 1, h]`` and the chunk ``[1, C, h]`` of ``value [1, T, h]``."""
-    split = ir.node("Split", [value, input_of(graph, names.SPLIT)], {"axis": 1}, num_outputs=2)
-    rows = ir.node("Reshape", [split.outputs[0], _sizes(graph, -1, 1, _width(value))])
-    graph.insert_before(before, [split, rows])
-    for made in (*split.outputs, rows.outputs[0]):
-        made.type = value.type
-    return rows.outputs[0], split.outputs[1]
+def _cut(graph: ir.Graph, before: ir.Node, value: ir.Value, like: ir.Node) -> ir.Value:
+    """The tokens of ``value`` that ``like`` takes of another one."""
+    node = ir.node("Slice", [value, *like.inputs[1:]])
+    node.outputs[0].type = value.type
+    graph.insert_before(before, node)
+    return node.outputs[0]
+
+
+def _reshaped(graph: ir.Graph, before: ir.Node, value: ir.Value, sizes: tuple[int, ...]) -> ir.Value:
+    constant = add_constant(graph, "sizes_" + "_".join(map(str, sizes)), np.array(sizes))
+    node = ir.node("Reshape", [value, constant])
+    node.outputs[0].type = value.type
+    graph.insert_before(before, node)
+    return node.outputs[0]
 
 
 def _let_turn(node: ir.Node, turn: ir.Node, tables: RotaryTables) -> None:
@@ -154,10 +171,6 @@ def _let_turn(node: ir.Node, turn: ir.Node, tables: RotaryTables) -> None:
         node.replace_input_with(place, tables.of(angle))
     for name, value in (("do_rotary", 1), ("rotary_interleaved", turn.attributes.get_int("interleaved", 0))):
         node.attributes[name] = ir.AttrInt64(name, value)
-
-
-def _sizes(graph: ir.Graph, *sizes: int) -> ir.Value:
-    return add_constant(graph, "sizes_" + "_".join(map(str, sizes)), np.array(sizes))
 
 
 def _width(value: ir.Value) -> int:

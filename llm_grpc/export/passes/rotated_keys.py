@@ -10,8 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-_MOVES = frozenset({"Pad", "Reshape", "Split", "Transpose"})
-"""Operators that move a head's channels together, or put zeros behind them."""
+_MOVES = frozenset({"Pad", "Reshape", "Slice", "Split", "Transpose"})
+"""Operators that move a head's channels together, or put zeros behind them; a slice is of tokens."""
 _PLAIN = frozenset({"MatMul", "LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 """Operators that are no rotation: behind them keys do not depend on the position."""
 _HEADS_APART = 4

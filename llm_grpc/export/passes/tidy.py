@@ -7,6 +7,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
+from llm_grpc.export.passes.nodes import replace_node
+
 
 def with_shapes(graph: onnx.ModelProto) -> ir.Model:
     """The graph with the rank of every value and the sizes that are constant.
@@ -89,9 +91,6 @@ def _split_gemm(graph: ir.Graph, node: ir.Node) -> None:
         weight = new[-1].outputs[0]
     new.append(ir.node("MatMul", [x, weight]))
     new.append(ir.node("Add", [new[-1].outputs[0], bias]))
-    out = node.outputs[0]
-    for value in (new[-2].outputs[0], new[-1].outputs[0]):
-        value.shape, value.type = out.shape, out.type
-    graph.insert_before(node, new)
-    ir.convenience.replace_all_uses_with(out, new[-1].outputs[0])
-    graph.remove(node, safe=True)
+    product = new[-2].outputs[0]
+    product.shape, product.type = node.outputs[0].shape, node.outputs[0].type
+    replace_node(graph, node, new)
