@@ -23,6 +23,7 @@ def export(  # noqa: PLR0913 - a flag each
     kv_cache: Literal["auto", "int8"] = "auto",
     calibrate: Path | None = None,
     mean_bits: float = 7.0,
+    block_size: int = 32,
     text: Path | None = None,
     tokens: int = 32,
     allow_inexact: Annotated[bool, Parameter(negative="")] = False,
@@ -49,6 +50,9 @@ def export(  # noqa: PLR0913 - a flag each
         UTF-8 text like what the model will see, from which int8 and int4 are fitted: a few thousand words.
     mean_bits
         Bits per weight of an int4 model that is calibrated: the worst layers get 8 while the mean allows it.
+    block_size
+        Weights of an int4 model that share a scale: 32, 64 or 128. More are faster for a single stream,
+        smaller, and less exact.
     text
         UTF-8 text on which the perplexity of both models is compared.
     tokens
@@ -63,7 +67,7 @@ def export(  # noqa: PLR0913 - a flag each
                 from llm_grpc.export.recipe import Recipe  # noqa: PLC0415 - with the others
                 from llm_grpc.export.verify import VerifyOptions  # noqa: PLC0415 - imports torch
 
-                recipe = Recipe(weights, calibrate, mean_bits, dtype, kv_cache)
+                recipe = Recipe(weights, calibrate, mean_bits, dtype, kv_cache, block_size)
                 run_export(source, model_dir, name, VerifyOptions(tokens, text, allow_inexact), recipe)
         except KeyboardInterrupt:
             return fail("interrupted; nothing was written", INTERRUPTED)

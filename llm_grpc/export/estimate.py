@@ -7,7 +7,6 @@ from pathlib import Path
 
 from llm_grpc.errors import ExportError
 from llm_grpc.export.recipe import Recipe
-from llm_grpc.export.rounding.blocks import INT4
 from llm_grpc.export.source import Source
 from llm_grpc.machine import available_memory_bytes, format_bytes, free_disk_bytes
 
@@ -52,7 +51,7 @@ def needs_of(source: Source, recipe: Recipe, available_bytes: int) -> Needs:
 
 
 def _bits(recipe: Recipe) -> float:
-    mean = recipe.mean_bits if recipe.calibrate else INT4.mean_bits
+    mean = recipe.mean_bits if recipe.calibrate else recipe.least_bits
     return {"fp32": 32.0, "fp16": 16.0, "bf16": 16.0, "int8": _INT8_BITS, "int4": mean}[recipe.weights]
 
 

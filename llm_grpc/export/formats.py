@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from llm_grpc.export.passes.linears import Linear, groups_of
-from llm_grpc.export.passes.quantise import LAYOUTS, Feedbacks, Rows
+from llm_grpc.export.passes.quantise import Feedbacks, Rows
+from llm_grpc.export.recipe import Recipe
 from llm_grpc.export.rounding import blocks, int8
 from llm_grpc.export.rounding.choose import choose, mean_bits
 from llm_grpc.export.rounding.error import blocks_error, int8_error
@@ -18,9 +19,6 @@ _MAX_ROWS = 512
 
 _INT8_LIMIT = 0.05
 """Relative output error above which a layer of an int8 model gets a scale for each block of a row."""
-
-_PAIRS = {"int8": ("int8", "blocks8"), "int4": ("blocks4", "blocks8")}
-"""The format that layers have, and the one that the worst of them get."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +35,18 @@ class Choice:
 
 def choose_formats(
     model: ir.Model,
-    weights: str,
+    recipe: Recipe,
     rows: Rows,
     feedbacks: Feedbacks,
-    max_mean_bits: float,
     on_layer: Callable[[int, int], None],
 ) -> list[Choice]:
-    """The format of each layer for ``weights``, ``int8`` or ``int4``, in the order of the graph.
+    """The format of each layer of a model in int8 or int4, in the order of the graph.
 
     With calibration rows the layers of the largest error get 8 bits in blocks: of an int8 model those beyond
-    5 percent, of an int4 model as many as ``max_mean_bits`` bits per weight allow.
+    5 percent, of an int4 model as many as ``recipe.mean_bits`` bits per weight allow.
 
-    Raises:
-        ValueError: ``max_mean_bits`` is less than what every layer in 4 bits takes.
     """
-    low, high = _PAIRS[weights]
+    low, high = recipe.formats
     linears = [linear for group in groups_of(model) for linear in group.linears]
     errors: dict[str, float] = {}
     for index, linear in enumerate(linears):
@@ -59,7 +54,7 @@ def choose_formats(
             errors[linear.name] = found
         on_layer(index + 1, len(linears))
     sizes = {linear.name: linear.shape[0] * linear.shape[1] for linear in linears}
-    limit, budget = (_INT8_LIMIT, blocks.INT8.mean_bits) if weights == "int8" else (0.0, max_mean_bits)
+    limit, budget = (_INT8_LIMIT, blocks.INT8.mean_bits) if low == "int8" else (0.0, recipe.mean_bits)
     formats = dict.fromkeys(sizes, low) | choose(errors, sizes, low, high, budget, limit)
     for linear in linears:
         if formats[linear.name] == high and (found := _error(linear, rows, feedbacks, high)) is not None:
@@ -78,7 +73,7 @@ def _error(linear: Linear, rows: Rows, feedbacks: Feedbacks, name: str) -> float
     seen, weights, hints = seen[:_MAX_ROWS], linear.read(), feedbacks.of(linear.name)
     if name == "int8":
         return int8_error(seen, weights, int8.quantize(weights, hints))
-    return blocks_error(seen, weights, blocks.quantize(weights, LAYOUTS[name], hints))
+    return blocks_error(seen, weights, blocks.quantize(weights, blocks.LAYOUTS[name], hints))
 
 
 def _label(linear: Linear) -> str:
@@ -91,10 +86,10 @@ def _label(linear: Linear) -> str:
 def table(choices: list[Choice]) -> Iterator[str]:
     """A line for each layer, and one for all."""
     width = max(len(choice.label) for choice in choices)
-    yield f"{'layer':<{width}}  {'size':>13}  {'format':<8}  error"
+    yield f"{'layer':<{width}}  {'size':>13}  {'format':<10}  error"
     for choice in choices:
         error = "" if choice.error is None else f"{choice.error:.4f}"
         size = f"{choice.rows} x {choice.columns}"
-        yield f"{choice.label:<{width}}  {size:>13}  {choice.format:<8}  {error}".rstrip()
+        yield f"{choice.label:<{width}}  {size:>13}  {choice.format:<10}  {error}".rstrip()
     sizes = {choice.name: choice.rows * choice.columns for choice in choices}
     yield f"{mean_bits({choice.name: choice.format for choice in choices}, sizes):.2f} bits per weight"

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from llm_grpc.errors import ExportError
-from llm_grpc.export.rounding.blocks import INT4, INT8
+from llm_grpc.export.rounding.blocks import BLOCK_SIZES, INT8, int4
 
 Weights = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 ComputesIn = Literal["fp32", "fp16", "bf16"]
-
-_LEAST_BITS, _MOST_BITS = INT4.mean_bits, INT8.mean_bits
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,8 @@ class Recipe:
     ``dtype``.
 
     ``mean_bits`` bounds the bits per weight of an int4 model with its scales: with a text, the layers of the
-    largest error get 8 bits while the mean stays below it.
+    largest error get 8 bits while the mean stays below it. ``block_size`` weights of such a model share a
+    scale: more are faster for a single row, smaller, and less exact.
 
     Raises:
         ExportError: the settings do not go together.
@@ -35,11 +34,16 @@ class Recipe:
     mean_bits: float = 7.0
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     kv_cache: Literal["auto", "int8"] = "auto"
+    block_size: int = 32
 
     def __post_init__(self) -> None:
-        if not _LEAST_BITS <= self.mean_bits <= _MOST_BITS:
+        if self.block_size not in BLOCK_SIZES:
+            sizes = ", ".join(map(str, BLOCK_SIZES))
+            raise ExportError(f"--block-size is {self.block_size}, and must be one of {sizes}")
+        if not self.least_bits <= self.mean_bits <= INT8.mean_bits:
             raise ExportError(
-                f"--mean-bits is {self.mean_bits:g}, and the limits are {_LEAST_BITS} and {_MOST_BITS}"
+                f"--mean-bits is {self.mean_bits:g}, and the limits are {self.least_bits:g} and "
+                f"{INT8.mean_bits:g}"
             )
         if self.kv_cache == "int8" and not self.calibrate:
             raise ExportError("--kv-cache int8 takes its scales from a text: pass --calibrate FILE")
@@ -53,6 +57,16 @@ class Recipe:
                 f"--dtype is {self.dtype}, and weights in {self.weights} can be computed with in "
                 f"{' or '.join(possible)}"
             )
+
+    @property
+    def least_bits(self) -> float:
+        """Bits per weight where every layer has 4, with scales and zero points."""
+        return int4(self.block_size).mean_bits
+
+    @property
+    def formats(self) -> tuple[str, str]:
+        """The format that the layers of a quantised model have, and the one that the worst of them get."""
+        return ("int8" if self.weights == "int8" else f"blocks4x{self.block_size}"), "blocks8"
 
     @property
     def is_quantised(self) -> bool:

@@ -145,7 +145,7 @@ def quantise(job: Job, progress: Progress) -> None:
     if recipe.weights == "int8":
         smooth(graph, rows)
     feedbacks = Feedbacks(rows)
-    choices = choose_formats(graph, recipe.weights, rows, feedbacks, recipe.mean_bits, progress.part)
+    choices = choose_formats(graph, recipe, rows, feedbacks, progress.part)
     for line in table(choices):
         progress.say(line)
     write_formats(graph, {choice.name: choice.format for choice in choices}, feedbacks)

@@ -60,10 +60,10 @@ def simulated(matrix: blocks.Blocks) -> Rounded:
 
 
 def mixed_blocks(
-    encoder: Encoder, rows: dict[str, Floats], budget: float
+    encoder: Encoder, rows: dict[str, Floats], budget: float, low: str = "blocks4x32"
 ) -> tuple[dict[str, Rounded], float]:
     """4 bits with GPTQ, 8 for the worst within the budget; and the mean of the bits."""
-    formats = {"blocks4": blocks.INT4, "blocks8": blocks.INT8}
+    formats = {name: blocks.LAYOUTS[name] for name in (low, "blocks8")}
     found: dict[str, dict[str, blocks.Blocks]] = {}
     for names in encoder.groups():
         fed = feedback(rows[names[0]])
@@ -72,10 +72,9 @@ def mixed_blocks(
             found[name] = {key: in_blocks(weights, layout, fed) for key, layout in formats.items()}
     sizes = {name: encoder.weights(name).size for name in found}
     errors = {
-        name: blocks_error(rows[name][:512], encoder.weights(name), each["blocks4"])
-        for name, each in found.items()
+        name: blocks_error(rows[name][:512], encoder.weights(name), each[low]) for name, each in found.items()
     }
-    chosen = choose(errors, sizes, "blocks4", "blocks8", budget)
+    chosen = choose(errors, sizes, low, "blocks8", budget)
     return {name: simulated(found[name][key]) for name, key in chosen.items()}, mean_bits(chosen, sizes)
 
 
@@ -135,3 +134,12 @@ def test_without_rounding_nothing_changes(encoder: Encoder) -> None:
     same = {name: Rounded(encoder.weights(name), lambda found: found) for name in encoder.linears}
     assert encoder.kept(same)[0] == 1
     np.testing.assert_allclose(encoder.embed(), before, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_larger_blocks_within_the_export_s_bits(encoder: Encoder, rows: dict[str, Floats]) -> None:
+    layers, bits = mixed_blocks(encoder, rows, Recipe().mean_bits, "blocks4x128")
+    kept, cosine = encoder.kept(layers)
+    assert bits <= Recipe().mean_bits
+    assert kept >= 0.94
+    assert cosine >= 0.99

@@ -15,8 +15,6 @@ from llm_grpc.export.rounding.gptq import Feedback, feedback
 Rows = Mapping[str, Floats]
 """Calibration: float32 ``[n, K]`` by the name of a layer, where there is any."""
 
-LAYOUTS = {"blocks4": blocks.INT4, "blocks8": blocks.INT8}
-
 MAX_FEEDBACK = 8192
 """Input features beyond which a matrix is rounded to the nearest: feedback takes 32 bytes for each pair."""
 
@@ -43,7 +41,7 @@ class Feedbacks:
 
 
 def quantise(model: ir.Model, formats: Mapping[str, str], feedbacks: Feedbacks) -> None:
-    """Write each linear layer in its format: ``fp32``, ``int8``, ``blocks4`` or ``blocks8``.
+    """Write each linear layer in its format: ``fp32``, ``int8``, ``blocks8`` or ``blocks4x<size>``.
 
     ``formats`` are by the layer's name. The table of embeddings becomes int8.
     """
@@ -55,7 +53,7 @@ def quantise(model: ir.Model, formats: Mapping[str, str], feedbacks: Feedbacks) 
             is_tied = any(linear.is_transposed for linear in chosen)
             int8.write(group, chosen, no_hints if is_tied else feedbacks.later(chosen[0].name))
         for linear in group.linears:
-            layout = LAYOUTS.get(formats[linear.name])
+            layout = blocks.LAYOUTS.get(formats[linear.name])
             if layout:
                 write_blocks(model.graph, linear, layout, feedbacks.later(linear.name))
     write_embedding(model)

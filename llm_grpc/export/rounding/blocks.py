@@ -34,8 +34,20 @@ class Layout:
         return -(-rows // self.block)
 
 
-INT4 = Layout(bits=4, block=32, has_zeros=True)
 INT8 = Layout(bits=8, block=128, has_zeros=False)
+BLOCK_SIZES = (32, 64, 128)
+"""What a block of 4 bits may have; the fewer there are, the sooner a single row is multiplied."""
+
+
+def int4(block: int = BLOCK_SIZES[0]) -> Layout:
+    """4 bits and a zero point, ``block`` rows of a column to a scale."""
+    return Layout(bits=4, block=block, has_zeros=True)
+
+
+INT4 = int4()
+
+LAYOUTS = {"blocks8": INT8} | {f"blocks4x{block}": int4(block) for block in BLOCK_SIZES}
+"""By the name of the format."""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from llm_grpc.export.rounding import blocks, int8
 
 MEAN_BITS: dict[str, float] = {
-    "blocks4": blocks.INT4.mean_bits,
     "int8": int8.MEAN_BITS,
-    "blocks8": blocks.INT8.mean_bits,
     "fp32": 32.0,
-}
+} | {name: layout.mean_bits for name, layout in blocks.LAYOUTS.items()}
 """Bits per weight of a format, with its scales and zero points."""
 
 

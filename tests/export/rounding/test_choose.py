@@ -12,7 +12,7 @@ ERRORS = {"a": 0.02, "b": 0.09, "c": 0.05}
 
 
 def picked(budget: float, limit: float = 0.0, **sizes: int) -> str:
-    formats = choose(ERRORS, {"a": 1, "b": 1, "c": 1} | sizes, "blocks4", "blocks8", budget, limit)
+    formats = choose(ERRORS, {"a": 1, "b": 1, "c": 1} | sizes, "blocks4x32", "blocks8", budget, limit)
     return "".join(name for name, found in formats.items() if found == "blocks8")
 
 
@@ -32,7 +32,7 @@ def test_what_is_within_the_limit_is_left() -> None:
 
 
 def test_a_budget_below_the_format_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"5\.0 bits per weight: blocks4 takes 5\.125"):
+    with pytest.raises(ValueError, match=r"5\.0 bits per weight: blocks4x32 takes 5\.125"):
         picked(5.0)
 
 
