@@ -67,6 +67,9 @@ class EngineConfig:
     chunk_tokens: Annotated[int, Field(ge=1, le=8192)] = 256
     """Most prompt tokens that one step prefills beside the decoding requests."""
 
+    prefix_reuse: bool = True
+    """Keep what finished requests computed, and compute no prompt's beginning twice."""
+
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Threads of ONNX Runtime; 0 means one for each CPU this process may use."""
 

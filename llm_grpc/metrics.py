@@ -39,6 +39,12 @@ class Metrics:
         self.requests_waiting = gauge("requests_waiting", "Admitted requests that wait for a slot.")
         self.kv_utilization = gauge("kv_utilization", "Share of the key-value cache in use, 0 to 1.")
         self.prompt_tokens = counter("llm_grpc_prompt_tokens", "Prompt tokens of admitted requests.")
+        self.prefix_cache_queries = counter(
+            "llm_grpc_prefix_cache_queries", "Prompt tokens that were looked for in the cache."
+        )
+        self.prefix_cache_hits = counter(
+            "llm_grpc_prefix_cache_hits", "Prompt tokens that were found in the cache and not computed."
+        )
         self.generation_tokens = counter("llm_grpc_generation_tokens", "Generated tokens.")
         self.request_success = counter(
             "llm_grpc_request_success", "Requests that ended well.", ("finished_reason",)
@@ -76,6 +82,11 @@ class RequestClock:
     def prompt(self, num_tokens: int) -> None:
         """The prompt was tokenized."""
         self._metrics.prompt_tokens.inc(num_tokens)
+
+    def looked_up(self, num_tokens: int, num_found: int) -> None:
+        """The engine looked for the prompt's tokens in the cache."""
+        self._metrics.prefix_cache_queries.inc(num_tokens)
+        self._metrics.prefix_cache_hits.inc(num_found)
 
     def token(self) -> None:
         """One token came back from the engine."""

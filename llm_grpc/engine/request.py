@@ -35,7 +35,8 @@ Event = TokenEvent | FailedEvent
 class Request:
     """A sequence on its way: ``prompt_ids`` then ``output_ids``, of which ``num_computed`` are in the cache.
 
-    Owned by the engine thread from submission on. ``slot`` is set while the request runs.
+    The first ``num_cached`` of these were there before, computed by another request. Owned by the engine
+    thread from submission on. ``slot`` is set while the request runs.
     """
 
     request_id: int
@@ -43,7 +44,18 @@ class Request:
     params: SamplingParams
     slot: int | None = None
     num_computed: int = 0
+    num_cached: int = 0
     output_ids: list[int] = field(default_factory=list)
+
+    @property
+    def salt(self) -> str | None:
+        """What the request shares the cache by; None is with nobody."""
+        return None if self.params.cache_disabled else self.params.cache_salt
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing of it has been computed, only found."""
+        return self.num_computed == self.num_cached
 
     @property
     def is_prefilling(self) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
 
+from llm_grpc.engine.compaction import MIN_TOKENS_LEFT, best_move
 from llm_grpc.engine.request import FailedEvent, Request, TokenEvent
+from llm_grpc.engine.slot_table import SlotTable
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, StepPlan
 from llm_grpc.sampling_params import FinishReason
 
@@ -15,8 +16,9 @@ class Scheduler:
     """``waiting`` is first come, first served; ``running`` requests own a slot each, in order of admission.
 
     Every running request that has its prompt in the cache decodes in every step; beside them one chunk of
-    the oldest unfinished prompt is prefilled. Slots are handed out lowest first, so that decode rows stay
-    dense.
+    the oldest unfinished prompt is prefilled. A prompt's beginning that some slot holds is copied from there
+    or left where it is; who waits for its first chunk looks again then, for an older request may have
+    computed more of it by now. Decoding requests move together, one a step, so that decode rows stay dense.
     """
 
     def __init__(
@@ -26,7 +28,8 @@ class Scheduler:
         self._context_tokens = context_tokens
         self._chunk_tokens = chunk_tokens
         self._eos_token_ids = frozenset(eos_token_ids)
-        self._free_slots = list(range(num_slots))
+        self._table = SlotTable(num_slots)
+        self._has_moved = False
         self._waiting: deque[Request] = deque()
         self._running: dict[int, Request] = {}
 
@@ -44,6 +47,11 @@ class Scheduler:
     def num_cached_tokens(self) -> int:
         """Tokens of running requests that are in the cache."""
         return sum(request.num_computed for request in self._running.values())
+
+    @property
+    def num_copies(self) -> int:
+        """Copies between slots since the start; a counter for tests and benchmarks."""
+        return self._table.num_copies
 
     def add(self, request: Request) -> None:
         """Queue a request. Its prompt holds 1 to ``context_tokens - 1`` tokens."""
@@ -63,55 +71,107 @@ class Scheduler:
         self._admit()
         if not self._running:
             return None
+        prefilling = next((r for r in self._running.values() if r.is_prefilling), None)
+        if prefilling and prefilling.is_untouched:
+            self._load(prefilling)
         decoding = [request for request in self._running.values() if not request.is_prefilling]
+        self._compact(decoding)
         samples = [self._sample(request, row) for row, request in enumerate(decoding)]
         chunk = None
-        prefilling = next((r for r in self._running.values() if r.is_prefilling), None)
         if prefilling:
             chunk = self._chunk(prefilling)
             if chunk.start + len(chunk.tokens) == len(prefilling.prompt_ids):
                 samples.append(self._sample(prefilling, len(decoding) + len(chunk.tokens) - 1))
-        return StepPlan(tuple(self._decode_row(request) for request in decoding), chunk, tuple(samples))
+        rows = tuple(self._decode_row(request) for request in decoding)
+        return StepPlan(rows, chunk, tuple(samples), self._table.copies)
 
     def commit(self, plan: StepPlan, tokens: Sequence[int]) -> list[TokenEvent]:
         """Take the tokens that a plan's run chose, advance its requests and free the finished ones."""
+        self._end_step()
         by_slot = {request.slot: request for request in self._running.values()}
         for row in plan.decode:
-            by_slot[row.slot].num_computed += 1
+            self._computed(by_slot[row.slot], (row.token,))
         if plan.chunk:
-            by_slot[plan.chunk.slot].num_computed += len(plan.chunk.tokens)
+            self._computed(by_slot[plan.chunk.slot], plan.chunk.tokens)
         return [
             self._advance(self._running[sample.request_id], token)
             for sample, token in zip(plan.samples, tokens, strict=True)
         ]
 
     def fail(self, plan: StepPlan) -> list[FailedEvent]:
-        """End every request that had part in a failed run."""
+        """End every request that had part in a failed run, and forget what is in the slots it wrote to.
+
+        A request that only had tokens copied to it starts over.
+        """
+        self._end_step()
         slots = {row.slot for row in plan.decode} | ({plan.chunk.slot} if plan.chunk else set())
-        failed = [request for request in self._running.values() if request.slot in slots]
-        return list(self._end(failed))
+        targets = {copy.target for copy in plan.copies} - slots
+        for slot in slots | targets:
+            self._table.forget(slot)
+        for request in self._running.values():
+            if request.slot in targets:
+                request.num_computed = request.num_cached = 0
+        return list(self._end([request for request in self._running.values() if request.slot in slots]))
 
     def fail_all(self) -> list[FailedEvent]:
         """End every request there is."""
         return list(self._end([*self._running.values(), *self._waiting]))
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless every slot is free or owned by exactly one running request."""
-        owned = [request.slot for request in self._running.values()]
-        assert Counter([*self._free_slots, *owned]) == Counter(range(self._num_slots)), (
-            f"this is a bug: free {sorted(self._free_slots)} + owned {owned} != {self._num_slots} slots"
+        """Raise AssertionError unless every slot is free or owned by exactly one running request, and the
+        books say that it holds what that request has computed.
+        """
+        free, owned = sorted(self._table.free), [request.slot for request in self._running.values()]
+        assert Counter([*free, *owned]) == Counter(range(self._num_slots)), (
+            f"this is a bug: free {free} + owned {owned} != {self._num_slots} slots"
         )
         assert all(r.slot is None for r in self._waiting), "this is a bug: a waiting request owns a slot"
+        for request in self._running.values():
+            computed = [*request.prompt_ids, *request.output_ids][: request.num_computed]
+            assert self._table.tokens(_slot(request)) == computed, (
+                f"this is a bug: the books on slot {request.slot} are not what its request computed"
+            )
+        self._table.check_integrity()
 
     def _admit(self) -> None:
-        while self._waiting and self._free_slots:
+        while self._waiting and self._table.free:
             request = self._waiting.popleft()
-            request.slot = heapq.heappop(self._free_slots)
+            request.slot = self._table.allocate(list(request.prompt_ids), request.salt)
             self._running[request.request_id] = request
+            self._load(request)
+
+    def _load(self, request: Request) -> None:
+        """Take what is in the cache of the prompt's beginning."""
+        found = self._table.load(_slot(request), list(request.prompt_ids), request.salt)
+        request.num_computed = request.num_cached = found
+
+    def _compact(self, decoding: Sequence[Request]) -> None:
+        """Move one of the outermost decoding requests into a hole between them, once a step."""
+        if self._has_moved:
+            return
+        by_slot = {_slot(request): request for request in decoding}
+        move = best_move(
+            sorted(by_slot),
+            self._table.free,
+            lambda slot: _tokens_left(by_slot[slot]) >= MIN_TOKENS_LEFT,
+            self._table.last_used,
+        )
+        if move:
+            self._table.move(*move)
+            by_slot[move[0]].slot = move[1]
+            self._has_moved = True
+
+    def _computed(self, request: Request, tokens: Sequence[int]) -> None:
+        request.num_computed += len(tokens)
+        self._table.append(_slot(request), tokens)
+
+    def _end_step(self) -> None:
+        self._table.copied()
+        self._has_moved = False
 
     def _free(self, request: Request) -> None:
         del self._running[request.request_id]
-        heapq.heappush(self._free_slots, _slot(request))
+        self._table.release(_slot(request))
         request.slot = None
 
     def _end(self, requests: list[Request]) -> Iterator[FailedEvent]:
@@ -135,7 +195,8 @@ class Scheduler:
         reason = self._finish_reason(request, token)
         if reason:
             self._free(request)
-        return TokenEvent(request.request_id, token, reason)
+        is_first = len(request.output_ids) == 1
+        return TokenEvent(request.request_id, token, reason, request.num_cached if is_first else 0)
 
     def _finish_reason(self, request: Request, token: int) -> FinishReason | None:
         if token in self._eos_token_ids and not request.params.ignore_eos:
@@ -145,6 +206,10 @@ class Scheduler:
         if request.num_tokens >= self._context_tokens:
             return FinishReason.CONTEXT_LIMIT
         return None
+
+
+def _tokens_left(request: Request) -> int:
+    return request.params.max_tokens - len(request.output_ids)
 
 
 def _slot(request: Request) -> int:

@@ -9,6 +9,15 @@ from llm_grpc.sampling_params import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
+class SlotCopy:
+    """The keys and values of the first ``num_tokens`` tokens of ``source`` go to ``target``; at least one."""
+
+    source: int
+    target: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeRow:
     """One token of a running sequence: ``token`` goes to ``position`` of ``slot``, after all before it."""
 
@@ -43,12 +52,14 @@ class Sample:
 class StepPlan:
     """A packed batch: the decode rows come first, then the chunk's tokens. Never empty.
 
-    A slot that a plan does not name holds nothing that is needed later: a lowering may scribble into it.
+    ``copies`` are done before anything is computed, one after the other. Slots hold what may be used later,
+    also those that a plan does not name: nothing is written but what the plan says.
     """
 
     decode: tuple[DecodeRow, ...]
     chunk: PrefillChunk | None
     samples: tuple[Sample, ...]
+    copies: tuple[SlotCopy, ...] = ()
 
     @property
     def num_tokens(self) -> int:

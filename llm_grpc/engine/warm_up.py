@@ -13,8 +13,8 @@ _MAX_SLOTS = 16
 def warm_up(runner: ModelRunner, num_slots: int, chunk_tokens: int) -> None:
     """Prefill a token into some slots, decode them together, then prefill a chunk of ``chunk_tokens`` tokens.
 
-    Kernels allocate and pack on their first run. What this leaves in the slots is overwritten by the first
-    chunk of whatever takes them.
+    Kernels allocate and pack on their first run. What this leaves in the slots is in no scheduler's books, so
+    nobody uses it.
     """
     params = SamplingParams(max_tokens=1)
     slots = range(min(num_slots, _MAX_SLOTS))

@@ -37,6 +37,11 @@ class SlotPool:
                 "lower max_running or max_context_tokens"
             ) from error
 
+    def copy(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the first ``num_tokens`` positions of a slot to another one, in every layer."""
+        for tensor in self._tensors.values():
+            tensor[target, :, :num_tokens] = tensor[source, :, :num_tokens]
+
     def views(self, first: int, count: int) -> Iterator[tuple[int, str, KvTensor]]:
         """Layer, kind and the view of ``count`` slots from ``first`` on, for every tensor."""
         for (layer, kind), tensor in self._tensors.items():

@@ -13,6 +13,7 @@ from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, StepPlan
 from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import Manifest
 from llm_grpc.runtime.bindings import StepBindings
+from llm_grpc.runtime.first_tokens import FirstTokens
 from llm_grpc.runtime.interface import check_interface
 from llm_grpc.runtime.sampler import sample_tokens
 from llm_grpc.runtime.session import is_for_gpu, open_session
@@ -22,9 +23,10 @@ from llm_grpc.runtime.slot_pool import SlotPool
 class SlotRunner:
     """Runs plans on a graph with two GroupQueryAttention nodes a layer: for the decode rows, for the chunk.
 
-    The decode half's batch is slots 0 to the highest decoding one, so a slot in between that does not
-    decode takes a dummy row; an idle half takes one dummy token. Dummies write where nothing is read:
-    position 0 of a slot that the plan does not name, behind the chunk in the chunk's slot, the scratch slot.
+    The decode half's batch is the slots from the lowest decoding one to the highest. A slot in between that
+    does not decode takes a dummy row, which writes what is there already (``FirstTokens``). Where there is no
+    chunk, its half takes the last decode row; where nothing decodes, the decode half computes the chunk's
+    first token once more, into the scratch slot.
 
     Raises:
         ManifestError: the graph is not what the manifest says, or needs a GPU.
@@ -50,6 +52,7 @@ class SlotRunner:
         self._vocabulary = manifest.vocabulary_size
         self._pool = SlotPool(manifest.kv_cache, num_slots, context_tokens)
         self._bindings = StepBindings(session, self._pool)
+        self._first_tokens = FirstTokens()
 
     @property
     def num_binds(self) -> int:
@@ -62,8 +65,10 @@ class SlotRunner:
 
     def logits(self, plan: StepPlan) -> NDArray[np.float32]:
         """Compute the plan and return the logits ``[samples, vocabulary]``, valid until the next run."""
-        decode, chunk = _halves(plan)
-        rows = [_packed_row(sample.row, plan, decode) for sample in plan.samples]
+        for copy in plan.copies:
+            self._pool.copy(copy.source, copy.target, copy.num_tokens)
+        decode, chunk = _halves(self._first_tokens.decode_rows(plan), plan.chunk)
+        rows = _packed_rows(plan, decode)
         self._put(decode, chunk, rows or [0])
         logits = self._bindings.logits(max(len(rows), 1), self._vocabulary)
         self._bindings.run()
@@ -85,29 +90,17 @@ class SlotRunner:
         self._bindings.put_slots("chunk", chunk.slot, 1)
 
 
-def _halves(plan: StepPlan) -> tuple[list[DecodeRow], PrefillChunk]:
+def _halves(rows: list[DecodeRow], chunk: PrefillChunk | None) -> tuple[list[DecodeRow], PrefillChunk]:
     """What each half of the graph computes. Without a chunk, the last decode row is one of one token."""
-    rows = _dense(plan) if plan.decode else []
-    if plan.chunk:
-        return rows, plan.chunk
-    last = rows.pop()
-    return rows, PrefillChunk(last.slot, last.position, (last.token,))
+    if chunk:
+        return rows, chunk
+    *others, last = rows
+    return others, PrefillChunk(last.slot, last.position, (last.token,))
 
 
-def _dense(plan: StepPlan) -> list[DecodeRow]:
-    """The decode rows in slot order, with a dummy in every hole and at least one row."""
-    by_slot = {row.slot: row for row in plan.decode}
-    end = max(by_slot, default=0) + 1
-    return [by_slot.get(slot) or _dummy(slot, plan.chunk) for slot in range(end)]
-
-
-def _dummy(slot: int, chunk: PrefillChunk | None) -> DecodeRow:
-    behind_chunk = chunk.start + len(chunk.tokens) if chunk and chunk.slot == slot else 0
-    return DecodeRow(slot, 0, behind_chunk)
-
-
-def _packed_row(row: int, plan: StepPlan, decode: list[DecodeRow]) -> int:
-    """The plan's packed row, moved by the dummies before it."""
-    if row < len(plan.decode):
-        return plan.decode[row].slot
-    return row - len(plan.decode) + len(decode)
+def _packed_rows(plan: StepPlan, decode: list[DecodeRow]) -> list[int]:
+    """The packed row of each sample, moved by the dummies before it."""
+    lowest = min((row.slot for row in plan.decode), default=0)
+    moved = [row.slot - lowest for row in plan.decode]
+    behind = len(decode) - len(plan.decode)
+    return [moved[s.row] if s.row < len(moved) else s.row + behind for s in plan.samples]

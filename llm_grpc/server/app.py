@@ -149,6 +149,7 @@ class Server:
                 digest=manifest_digest(self._model_config.model),
                 context_tokens=self._context_tokens,
                 max_message_bytes=self._config.max_message_bytes,
+                prefix_reuse=config.prefix_reuse,
                 defaults=self._model_config,
                 generator=TextGenerator(tokenizer, self._engine, self.admission, self._metrics),
             )

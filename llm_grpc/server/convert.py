@@ -49,7 +49,7 @@ def to_sampling_params(request: llm_pb2.GenerateTextRequest, model: ServedModel)
         stop_strings=_stop_strings(stopping),
         ignore_eos=stopping.ignore_eos,
         returns_tokens=request.response_options.tokens,
-        cache_disabled=request.cache.disabled,
+        cache_disabled=request.cache.disabled or not model.prefix_reuse,
         cache_salt=_salt(request.cache.salt),
     )
 

@@ -18,6 +18,7 @@ class ServedModel:
     digest: str
     context_tokens: int
     max_message_bytes: int
+    prefix_reuse: bool
     defaults: ModelConfig
     generator: TextGenerator
 

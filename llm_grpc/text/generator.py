@@ -87,6 +87,7 @@ class _Text:
         self._detokenizer = detokenizer
         self._stops = StopStringMatcher(params.stop_strings)
         self._returns_tokens = params.returns_tokens
+        self._uses_cache = not params.cache_disabled
         self._num_tokens = 0
         self._cached_tokens = 0
 
@@ -95,8 +96,9 @@ class _Text:
         parts: list[str] = []
         tokens: list[int] = []
         for event in events:
+            if not self._num_tokens:
+                self._begin(event, clock)
             self._num_tokens += 1
-            self._cached_tokens += event.cached_tokens
             tokens.append(event.token_id)
             clock.token()
             reason, stop_string = event.finish_reason, None
@@ -111,6 +113,11 @@ class _Text:
             if reason:
                 return self._last("".join(parts), reason, stop_string, tokens)
         return TextDelta("".join(parts), tokens=self._asked(tokens))
+
+    def _begin(self, first: TokenEvent, clock: RequestClock) -> None:
+        self._cached_tokens = first.cached_tokens
+        if self._uses_cache:
+            clock.looked_up(self._detokenizer.num_prompt_tokens, first.cached_tokens)
 
     def _asked(self, tokens: list[int]) -> tuple[int, ...]:
         return tuple(tokens) if self._returns_tokens else ()

@@ -98,7 +98,9 @@ def test_the_table_of_layers(exported: Said) -> None:
     assert len(calibrated) == 3
     for said in (example, *calibrated):
         assert re.search(r"^layer +size  format +error$", said, re.MULTILINE)
-        assert re.search(r"^model\.embed_tokens +\d+ x \d+  (int8|blocks8|blocks4x32) +0\.\d{4}$", said, re.MULTILINE)
+        assert re.search(
+            r"^model\.embed_tokens +\d+ x \d+  (int8|blocks8|blocks4x32) +0\.\d{4}$", said, re.MULTILINE
+        )
         assert re.search(
             r"^model\.layers\.0\.self_attn\.q_proj\+k_proj\+v_proj +\d+ x \d+  \w+ +0\.", said, re.MULTILINE
         )

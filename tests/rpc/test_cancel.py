@@ -12,7 +12,7 @@ from llm_grpc.v1 import llm_pb2, llm_pb2_grpc
 from tests.rpc.conftest import Serve, until
 from tests.unit.scripted_runner import ScriptedRunner
 
-LONG = llm_pb2.GenerateTextRequest(prompt="go on", max_tokens=50)
+LONG = llm_pb2.GenerateTextRequest(prompt="go on", max_tokens=50, cache=llm_pb2.Cache(disabled=True))
 
 
 @pytest.mark.parametrize("method", ["GenerateText", "StreamGenerateText"])

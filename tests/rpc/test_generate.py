@@ -20,6 +20,9 @@ from tests.rpc.process import ServerProcess
 
 PROMPT = "Translate to French: the cat sees the house."
 
+FRESH = llm_pb2.Cache(disabled=True)
+"""Each answer is computed from the prompt's first token on, and says so: two of them are equal bit by bit."""
+
 samplings = st.builds(
     llm_pb2.Sampling,
     temperature=st.sampled_from([0.0, 0.7, 1.3, 2.0]),
@@ -42,6 +45,7 @@ requests = st.builds(
         ignore_eos=st.booleans(),
     ),
     response_options=st.builds(llm_pb2.ResponseOptions, tokens=st.booleans()),
+    cache=st.just(FRESH),
 )
 
 
@@ -94,11 +98,12 @@ def test_limits_and_stops_hold(stub: llm_pb2_grpc.LLMServiceStub, request: Reque
     assert answer.seed == request.sampling.seed
 
 
-def many_requests() -> list[Request]:
+def many_requests(*, disabled: bool) -> list[Request]:
     """Different prompts, lengths and ways of sampling, some greedy."""
     return [
         Request(
             prompt=PROMPT * (1 + i % 5) + str(i),
+            cache=llm_pb2.Cache(disabled=disabled),
             max_tokens=4 + 7 * i % 60,
             sampling=llm_pb2.Sampling(temperature=(0.0, 0.8, 1.6)[i % 3], top_p=0.95, seed=i),
         )
@@ -106,13 +111,17 @@ def many_requests() -> list[Request]:
     ]
 
 
-async def test_many_at_once_are_as_each_alone(embedded: ServerProcess) -> None:
+@pytest.mark.parametrize("disabled", [True, False], ids=["fresh", "cached"])
+async def test_many_at_once_are_as_each_alone(embedded: ServerProcess, disabled: bool) -> None:
     """fp32 sums in another order move a logit by about 1e-6; a choice that was that close may differ."""
-    wanted = many_requests()
+    wanted = many_requests(disabled=disabled)
     async with embedded.aio_channel() as channel:
         stub = llm_pb2_grpc.LLMServiceStub(channel)
-        alone = [await stub.GenerateText(request, timeout=60) for request in wanted]
+        alone = [await stub.GenerateText(request, timeout=60) for request in many_requests(disabled=True)]
         together = await asyncio.gather(*(stub.GenerateText(request, timeout=60) for request in wanted))
+    assert any(answer.usage.cached_tokens for answer in together) is not disabled
+    for answer in together:
+        answer.usage.ClearField("cached_tokens")
     different = [i for i, (a, b) in enumerate(zip(alone, together, strict=True)) if a != b]
     assert len(different) <= 1, f"requests {different} of {len(wanted)} differ"
 
@@ -120,8 +129,9 @@ async def test_many_at_once_are_as_each_alone(embedded: ServerProcess) -> None:
 def test_a_prompt_of_ids_is_the_prompt_of_their_text(stub: llm_pb2_grpc.LLMServiceStub) -> None:
     ids = Tokenizer.from_file(str(EMBEDDED_MODEL / "tokenizer.json")).encode(PROMPT).ids
     tokens = llm_pb2.ResponseOptions(tokens=True)
-    text = stub.GenerateText(Request(prompt=PROMPT, response_options=tokens), timeout=60)
-    assert stub.GenerateText(Request(prompt_token_ids=ids, response_options=tokens), timeout=60) == text
+    text = stub.GenerateText(Request(prompt=PROMPT, response_options=tokens, cache=FRESH), timeout=60)
+    request = Request(prompt_token_ids=ids, response_options=tokens, cache=FRESH)
+    assert stub.GenerateText(request, timeout=60) == text
     assert text.tokens[-1].id == text.stop_token_id
 
 
@@ -138,7 +148,7 @@ def test_an_ignored_end_of_sequence_goes_on_to_max_tokens(stub: llm_pb2_grpc.LLM
 
 
 def test_the_server_draws_a_seed_and_reports_it(stub: llm_pb2_grpc.LLMServiceStub) -> None:
-    request = Request(prompt=PROMPT, max_tokens=40, sampling=llm_pb2.Sampling(temperature=2))
+    request = Request(prompt=PROMPT, max_tokens=40, sampling=llm_pb2.Sampling(temperature=2), cache=FRESH)
     first, second = (stub.GenerateText(request, timeout=60) for _ in range(2))
     assert first.seed != second.seed
     request.sampling.seed = first.seed
@@ -147,8 +157,8 @@ def test_the_server_draws_a_seed_and_reports_it(stub: llm_pb2_grpc.LLMServiceStu
 
 def test_temperature_of_the_request_and_of_sampling(stub: llm_pb2_grpc.LLMServiceStub) -> None:
     """sampling.temperature wins, also when it is 0; the plain field counts where it is not 0."""
-    greedy = stub.GenerateText(Request(prompt=PROMPT), timeout=60)
-    overridden = Request(prompt=PROMPT, temperature=2, sampling=llm_pb2.Sampling(temperature=0))
+    greedy = stub.GenerateText(Request(prompt=PROMPT, cache=FRESH), timeout=60)
+    overridden = Request(prompt=PROMPT, temperature=2, sampling=llm_pb2.Sampling(temperature=0), cache=FRESH)
     assert stub.GenerateText(overridden, timeout=60) == greedy
     assert stub.GenerateText(Request(prompt=PROMPT, temperature=2), timeout=60).seed != 0
     assert greedy.seed == 0

@@ -18,6 +18,8 @@ PROMISED = {
     "llm_grpc_requests_running",
     "llm_grpc_requests_waiting",
     "llm_grpc_prompt_tokens_total",
+    "llm_grpc_prefix_cache_queries_total",
+    "llm_grpc_prefix_cache_hits_total",
     "llm_grpc_generation_tokens_total",
     "llm_grpc_time_to_first_token_seconds_bucket",
     "llm_grpc_inter_token_latency_seconds_bucket",
@@ -47,9 +49,16 @@ async def test_counters_are_the_sums_of_what_callers_got(serve: Serve) -> None:
             request = llm_pb2.GenerateTextRequest(prompt=prompt, max_tokens=max_tokens)
             usages.append((await stub.GenerateText(request, timeout=HANG_S)).usage)
             usages.append([part async for part in stub.StreamGenerateText(request, timeout=HANG_S)][-1].usage)
+        looked_up = sum(usage.prompt_tokens for usage in usages)
+        fresh = llm_pb2.GenerateTextRequest(prompt="a b", max_tokens=1, cache=llm_pb2.Cache(disabled=True))
+        usages.append((await stub.GenerateText(fresh, timeout=HANG_S)).usage)
         samples = await scrape(server.metrics_address)
+    found = sum(usage.cached_tokens for usage in usages)
+    assert samples.value(f"{PREFIX}prefix_cache_queries_total") == looked_up
+    assert samples.value(f"{PREFIX}prefix_cache_hits_total") == found
+    assert found == len("two words") - 1 + len("a") + len("and three words") - 1
     generated = sum(usage.completion_tokens for usage in usages)
-    assert generated == 2 * (1 + 9 + 17)
+    assert generated == 2 * (1 + 9 + 17) + 1
     assert samples.value(f"{PREFIX}prompt_tokens_total") == sum(usage.prompt_tokens for usage in usages)
     assert samples.value(f"{PREFIX}generation_tokens_total") == generated
     assert samples.value(f"{PREFIX}time_to_first_token_seconds_count") == len(usages)

@@ -8,7 +8,8 @@ import threading
 import zlib
 from collections.abc import Callable, Collection, Sequence
 
-from llm_grpc.engine.step_plan import StepPlan
+from llm_grpc.engine.step_plan import SlotCopy, StepPlan
+from llm_grpc.runtime.first_tokens import FirstTokens
 from llm_grpc.sampling_params import FinishReason, SamplingParams
 
 HANG_S = 30.0
@@ -33,7 +34,8 @@ def script(prompt_tokens: int, tokens: Sequence[int]) -> Callable[[Sequence[int]
 
 
 class ScriptedRunner:
-    """Writes the planned tokens to lists, one a slot, and refuses a plan that does not continue them.
+    """Writes the planned tokens to lists, one a slot, and refuses a plan that does not continue them. Slots
+    between those that decode are written to as ``SlotRunner`` does it.
 
     ``faults`` are raised by the next runs, one each; None stands for a good run. With ``gated`` each run
     waits, before it computes anything, until the test lets it pass.
@@ -44,6 +46,7 @@ class ScriptedRunner:
         self.plans: list[StepPlan] = []
         self.faults: list[BaseException | None] = []
         self._next_token = next_token
+        self._first_tokens = FirstTokens()
         self._gated = gated
         self._arrived: queue.SimpleQueue[StepPlan] = queue.SimpleQueue()
         self._passes = threading.Semaphore(0)
@@ -100,6 +103,8 @@ class ScriptedRunner:
     def _write(self, plan: StepPlan) -> list[list[int]]:
         """Write the plan's tokens; return, for each packed token, its slot's tokens up to and with it."""
         histories: list[list[int]] = []
+        for copy in plan.copies:
+            self._copy(copy)
         slots = [row.slot for row in plan.decode] + ([plan.chunk.slot] if plan.chunk else [])
         _check(len(slots) > 0 and len(slots) == len(set(slots)), f"a slot twice, or none, in {plan}")
         for row in plan.decode:
@@ -107,12 +112,26 @@ class ScriptedRunner:
             self._append(row.slot, row.position, row.token, histories)
         if plan.chunk:
             _check(len(plan.chunk.tokens) > 0, f"an empty chunk: {plan.chunk}")
-            if plan.chunk.start == 0:  # the slot has a new owner
-                self.cache[plan.chunk.slot] = []
+            held = self.cache.get(plan.chunk.slot, [])
+            _check(plan.chunk.start <= len(held), f"slot {plan.chunk.slot} holds {len(held)} in {plan}")
+            self.cache[plan.chunk.slot] = held[: plan.chunk.start]  # what was behind is a former owner's
             for offset, token in enumerate(plan.chunk.tokens):
                 self._append(plan.chunk.slot, plan.chunk.start + offset, token, histories)
         _check(len(histories) == plan.num_tokens, f"num_tokens is wrong in {plan}")
+        self._write_idle(plan)
         return histories
+
+    def _copy(self, copy: SlotCopy) -> None:
+        held = self.cache.get(copy.source, [])
+        _check(copy.source != copy.target, f"a copy to itself: {copy}")
+        _check(0 < copy.num_tokens <= len(held), f"{copy} of {len(held)} tokens")
+        self.cache[copy.target] = held[: copy.num_tokens]
+
+    def _write_idle(self, plan: StepPlan) -> None:
+        decoding = {row.slot for row in plan.decode}
+        for row in self._first_tokens.decode_rows(plan):
+            if row.slot not in decoding and self.cache.get(row.slot):
+                self.cache[row.slot][row.position] = row.token
 
     def _append(self, slot: int, position: int, token: int, histories: list[list[int]]) -> None:
         cached = self.cache.get(slot, [])

@@ -186,8 +186,9 @@ def test_the_loop_works_sleeps_and_stops() -> None:
     assert not thread.is_alive()
     tokens = runner.expected([5, 6], SamplingParams(3), 32)[0]
     reasons = [None, None, FinishReason.LENGTH]
-    each = list(zip(tokens, reasons, strict=True))
-    assert published == [TokenEvent(i, token, reason) for i in (1, 2) for token, reason in each]
+    each = list(zip(tokens, reasons, (0, 0, 0), strict=True))
+    again = list(zip(tokens, reasons, (1, 0, 0), strict=True))
+    assert published == [TokenEvent(1, *event) for event in each] + [TokenEvent(2, *event) for event in again]
 
 
 def test_stop_is_seen_where_the_step_that_takes_it_has_nothing_to_compute(bench: Bench) -> None:

@@ -1,0 +1,33 @@
+"""Decode rows for slots that do not decode: rows that write what is there already."""
+
+from __future__ import annotations
+
+from llm_grpc.engine.step_plan import DecodeRow, StepPlan
+
+
+class FirstTokens:
+    """Remembers the first token of what each slot holds.
+
+    The key and the value at position 0 of any layer depend on the token there and on nothing else. So a row
+    with that token at that position writes what the slot holds already, and attends to one token.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: dict[int, int] = {}
+
+    def decode_rows(self, plan: StepPlan) -> list[DecodeRow]:
+        """The plan's decode rows by slot, from the lowest decoding one to the highest.
+
+        A slot between them that does not decode gets a row that changes nothing once the plan's copies are
+        done, beside its chunk.
+        """
+        self._remember(plan)
+        rows = {row.slot: row for row in plan.decode}
+        slots = range(min(rows), max(rows) + 1) if rows else ()
+        return [rows.get(slot) or DecodeRow(slot, self._tokens.get(slot, 0), 0) for slot in slots]
+
+    def _remember(self, plan: StepPlan) -> None:
+        for copy in plan.copies:
+            self._tokens[copy.target] = self._tokens.get(copy.source, 0)
+        if plan.chunk and plan.chunk.start == 0:
+            self._tokens[plan.chunk.slot] = plan.chunk.tokens[0]

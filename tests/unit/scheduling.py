@@ -1,0 +1,39 @@
+"""Requests and steps for tests of the scheduler."""
+
+from __future__ import annotations
+
+from llm_grpc.engine.request import Request, TokenEvent
+from llm_grpc.engine.scheduler import Scheduler
+from llm_grpc.engine.step_plan import StepPlan
+from llm_grpc.sampling_params import SamplingParams
+from tests.unit.scripted_runner import ScriptedRunner
+
+EOS = 0
+
+
+def request(
+    request_id: int, prompt: list[int], max_tokens: int = 100, *, seed: int = 0, salt: str | None = ""
+) -> Request:
+    """A request; with the salt None it does not use the cache."""
+    params = SamplingParams(
+        max_tokens=max_tokens, seed=seed, cache_disabled=salt is None, cache_salt=salt or ""
+    )
+    return Request(request_id, prompt, params)
+
+
+def step(scheduler: Scheduler, runner: ScriptedRunner) -> tuple[StepPlan, list[TokenEvent]]:
+    """Plan, run and commit one step."""
+    plan = scheduler.schedule()
+    assert plan is not None
+    events = scheduler.commit(plan, runner.run(plan))
+    scheduler.check_integrity()
+    return plan, events
+
+
+def finish(scheduler: Scheduler, runner: ScriptedRunner) -> list[TokenEvent]:
+    """Step until nothing is left to do."""
+    events: list[TokenEvent] = []
+    while plan := scheduler.schedule():
+        events += scheduler.commit(plan, runner.run(plan))
+        scheduler.check_integrity()
+    return events
