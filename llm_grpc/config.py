@@ -65,7 +65,13 @@ class EngineConfig:
     """Longest prompt and text together; 0 means the model's own limit."""
 
     chunk_tokens: Annotated[int, Field(ge=1, le=8192)] = 256
-    """Most prompt tokens that one step prefills beside the decoding requests."""
+    """Most prompt tokens that one step prefills."""
+
+    mixed_chunk_tokens: Annotated[int, Field(ge=0, le=8192)] = 0
+    """The same beside decoding requests; 0 means what makes a step 2.5 times as long, measured at start."""
+
+    prompt_lookup: bool = True
+    """Let a step check guesses at a lone request's next tokens where it said or was told the like before."""
 
     prefix_reuse: bool = True
     """Keep what finished requests computed, and compute no prompt's beginning twice."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from llm_grpc.engine.prompt_lookup import PromptLookup
 from llm_grpc.sampling_params import FinishReason, SamplingParams
 
 
@@ -36,7 +37,7 @@ class Request:
     """A sequence on its way: ``prompt_ids`` then ``output_ids``, of which ``num_computed`` are in the cache.
 
     The first ``num_cached`` of these were there before, computed by another request. Owned by the engine
-    thread from submission on. ``slot`` is set while the request runs.
+    thread from submission on. ``slot`` is set while the request runs, ``lookup`` once it has run alone.
     """
 
     request_id: int
@@ -46,6 +47,7 @@ class Request:
     num_computed: int = 0
     num_cached: int = 0
     output_ids: list[int] = field(default_factory=list)
+    lookup: PromptLookup | None = None
 
     @property
     def salt(self) -> str | None:

@@ -6,8 +6,10 @@ from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
 
 from llm_grpc.engine.compaction import MIN_TOKENS_LEFT, best_move
+from llm_grpc.engine.guessing import guessing_step, learn, num_wrong
 from llm_grpc.engine.request import FailedEvent, Request, TokenEvent
 from llm_grpc.engine.slot_table import SlotTable
+from llm_grpc.engine.step_budget import StepBudget
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, StepPlan
 from llm_grpc.sampling_params import FinishReason
 
@@ -19,13 +21,20 @@ class Scheduler:
     the oldest unfinished prompt is prefilled. A prompt's beginning that some slot holds is copied from there
     or left where it is; who waits for its first chunk looks again then, for an older request may have
     computed more of it by now. Decoding requests move together, one a step, so that decode rows stay dense.
+    A request that is alone has guesses at its next tokens checked with it; what it gets is the same.
     """
 
     def __init__(
-        self, num_slots: int, context_tokens: int, chunk_tokens: int, eos_token_ids: Collection[int]
+        self,
+        num_slots: int,
+        context_tokens: int,
+        chunk_tokens: int,
+        eos_token_ids: Collection[int],
+        budget: StepBudget | None = None,
     ) -> None:
         self._num_slots = num_slots
         self._context_tokens = context_tokens
+        self._budget = budget or StepBudget(chunk_tokens)
         self._chunk_tokens = chunk_tokens
         self._eos_token_ids = frozenset(eos_token_ids)
         self._table = SlotTable(num_slots)
@@ -75,11 +84,13 @@ class Scheduler:
         if prefilling and prefilling.is_untouched:
             self._load(prefilling)
         decoding = [request for request in self._running.values() if not request.is_prefilling]
+        if len(decoding) == len(self._running) == 1 and (guessing := self._guess(decoding[0])):
+            return guessing
         self._compact(decoding)
         samples = [self._sample(request, row) for row, request in enumerate(decoding)]
         chunk = None
         if prefilling:
-            chunk = self._chunk(prefilling)
+            chunk = self._chunk(prefilling, len(decoding))
             if chunk.start + len(chunk.tokens) == len(prefilling.prompt_ids):
                 samples.append(self._sample(prefilling, len(decoding) + len(chunk.tokens) - 1))
         rows = tuple(self._decode_row(request) for request in decoding)
@@ -92,11 +103,17 @@ class Scheduler:
         for row in plan.decode:
             self._computed(by_slot[row.slot], (row.token,))
         if plan.chunk:
-            self._computed(by_slot[plan.chunk.slot], plan.chunk.tokens)
-        return [
+            chunk, request = plan.chunk, by_slot[plan.chunk.slot]
+            wrong = num_wrong(chunk, tokens)
+            self._computed(request, chunk.tokens[: len(chunk.tokens) - wrong])
+            learn(request, chunk.num_guesses, wrong)
+            tokens = tokens[: len(tokens) - wrong]
+        events = (
             self._advance(self._running[sample.request_id], token)
-            for sample, token in zip(plan.samples, tokens, strict=True)
-        ]
+            for sample, token in zip(plan.samples, tokens, strict=False)
+            if sample.request_id in self._running  # not after a guess that ended it
+        )
+        return list(events)
 
     def fail(self, plan: StepPlan) -> list[FailedEvent]:
         """End every request that had part in a failed run, and forget what is in the slots it wrote to.
@@ -179,10 +196,16 @@ class Scheduler:
             self.abort(request.request_id)
             yield FailedEvent(request.request_id)
 
-    def _chunk(self, request: Request) -> PrefillChunk:
+    def _chunk(self, request: Request, num_decoding: int) -> PrefillChunk:
         start = request.num_computed
-        tokens = request.prompt_ids[start : start + self._chunk_tokens]
+        most = self._budget.beside(num_decoding) if num_decoding else self._chunk_tokens
+        tokens = request.prompt_ids[start : start + min(most, self._chunk_tokens)]
         return PrefillChunk(_slot(request), start, tokens)
+
+    def _guess(self, request: Request) -> StepPlan | None:
+        """A step that checks guesses at what the only request says next."""
+        left = min(_tokens_left(request), self._context_tokens - request.num_tokens)
+        return guessing_step(request, min(self._budget.num_guesses, left - 1), self._table.copies)
 
     def _decode_row(self, request: Request) -> DecodeRow:
         return DecodeRow(_slot(request), request.output_ids[-1], request.num_computed)
@@ -192,6 +215,8 @@ class Scheduler:
 
     def _advance(self, request: Request, token: int) -> TokenEvent:
         request.output_ids.append(token)
+        if request.lookup:
+            request.lookup.extend((token,))
         reason = self._finish_reason(request, token)
         if reason:
             self._free(request)

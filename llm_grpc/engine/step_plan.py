@@ -28,11 +28,15 @@ class DecodeRow:
 
 @dataclass(frozen=True, slots=True)
 class PrefillChunk:
-    """Prompt tokens of one sequence: ``tokens`` go to positions ``start`` and on of ``slot``."""
+    """Tokens of one sequence that are known: ``tokens`` go to positions ``start`` and on of ``slot``.
+
+    They are a prompt's; or the last one that was generated and ``num_guesses`` guesses at those after it.
+    """
 
     slot: int
     start: int
     tokens: Sequence[int]
+    num_guesses: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
+
 from llm_grpc.engine.model_runner import ModelRunner
+from llm_grpc.engine.step_budget import TILE, StepBudget, measured_budget
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, StepPlan
 from llm_grpc.sampling_params import SamplingParams
 
+_GREEDY = SamplingParams(max_tokens=1)
 _MAX_SLOTS = 16
 """More rows than this warm nothing that these did not."""
 
 
-def warm_up(runner: ModelRunner, num_slots: int, chunk_tokens: int) -> None:
-    """Prefill a token into some slots, decode them together, then prefill a chunk of ``chunk_tokens`` tokens.
+_REPEATS = 3
+"""The shortest of so many runs is taken: what else the machine does makes runs longer, never shorter."""
+
+
+def warm_up(
+    runner: ModelRunner, num_slots: int, chunk_tokens: int, clock: Callable[[], float] = time.perf_counter
+) -> StepBudget:
+    """Run the kinds of steps that there will be, and say how much one may compute from how long they take.
 
     Kernels allocate and pack on their first run. What this leaves in the slots is in no scheduler's books, so
     nobody uses it.
     """
-    params = SamplingParams(max_tokens=1)
     slots = range(min(num_slots, _MAX_SLOTS))
+    *others, last = slots
     for slot in slots:
-        runner.run(StepPlan((), PrefillChunk(slot, 0, (0,)), (Sample(slot, 0, 0, params),)))
+        runner.run(_step((), PrefillChunk(slot, 0, (0,))))
+    runner.run(_step((), PrefillChunk(last, 0, (0,) * chunk_tokens)))
+
+    def seconds(num_rows: int, num_chunk_tokens: int) -> float:
+        chunk = PrefillChunk(last, 0, (0,) * num_chunk_tokens) if num_chunk_tokens else None
+        plan, took = _step(others[:num_rows], chunk), []
+        for _ in range(_REPEATS):
+            started = clock()
+            runner.run(plan)
+            took.append(clock() - started)
+        return min(took)
+
+    return measured_budget(seconds, len(others), chunk_tokens)
+
+
+def _step(slots: Sequence[int], chunk: PrefillChunk | None) -> StepPlan:
+    """Decode a token in each of ``slots`` beside ``chunk``; each chooses one, and all of a short chunk."""
     rows = tuple(DecodeRow(slot, 0, 1) for slot in slots)
-    runner.run(StepPlan(rows, None, tuple(Sample(slot, slot, 1, params) for slot in slots)))
-    runner.run(
-        StepPlan((), PrefillChunk(0, 0, (0,) * chunk_tokens), (Sample(0, chunk_tokens - 1, 0, params),))
-    )
+    num_tokens = len(rows) + (len(chunk.tokens) if chunk else 0)
+    chosen = [*range(len(rows)), *([num_tokens - 1] if chunk else [])]
+    if num_tokens <= TILE:
+        chosen = [*range(num_tokens)]
+    return StepPlan(rows, chunk, tuple(Sample(row, row, 0, _GREEDY) for row in chosen))

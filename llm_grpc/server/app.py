@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from llm_grpc.engine.async_engine import AsyncEngine
 from llm_grpc.engine.engine import Load
 from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.engine.scheduler import Scheduler
+from llm_grpc.engine.step_budget import StepBudget
 from llm_grpc.engine.warm_up import warm_up
 from llm_grpc.errors import StartupError
 from llm_grpc.manifest import Manifest, check_digests, load_manifest, manifest_digest
@@ -135,9 +137,9 @@ class Server:
             await asyncio.to_thread(check_digests, self._model_config.model, manifest)
         tokenizer = TextTokenizer(self._model_config.model / manifest.tokenizer, self._context_tokens - 1)
         tokenizer.check_ids(manifest.vocabulary_size)
-        runner = await asyncio.to_thread(self._warm_runner)
+        runner, budget = await asyncio.to_thread(self._warm_runner)
         scheduler = Scheduler(
-            config.max_running, self._context_tokens, config.chunk_tokens, manifest.eos_token_ids
+            config.max_running, self._context_tokens, config.chunk_tokens, manifest.eos_token_ids, budget
         )
         loop = asyncio.get_running_loop()
         self._engine = AsyncEngine(scheduler, runner, loop, on_health=self._on_engine_health)
@@ -156,11 +158,18 @@ class Server:
         )
         await self._update_health()
 
-    def _warm_runner(self) -> ModelRunner:
+    def _warm_runner(self) -> tuple[ModelRunner, StepBudget]:
         config = self._engine_config
         runner = self._make_runner(self._model_config, config, self._manifest, self._context_tokens)
-        warm_up(runner, config.max_running, min(config.chunk_tokens, self._context_tokens - 1))
-        return runner
+        budget = warm_up(runner, config.max_running, min(config.chunk_tokens, self._context_tokens - 1))
+        mixed_tokens = config.mixed_chunk_tokens or budget.mixed_tokens
+        budget = StepBudget(mixed_tokens, budget.num_guesses if config.prompt_lookup else 0)
+        log.info(
+            "a step takes %(mixed_tokens)d prompt tokens beside decoding requests, and checks "
+            "%(num_guesses)d guesses",
+            dataclasses.asdict(budget),
+        )
+        return runner, budget
 
     def _on_engine_health(self) -> None:
         if self._engine and not self._engine.is_alive and not self._draining:

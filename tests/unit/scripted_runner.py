@@ -47,6 +47,7 @@ class ScriptedRunner:
         self.faults: list[BaseException | None] = []
         self._next_token = next_token
         self._first_tokens = FirstTokens()
+        self._guessed: set[int] = set()
         self._gated = gated
         self._arrived: queue.SimpleQueue[StepPlan] = queue.SimpleQueue()
         self._passes = threading.Semaphore(0)
@@ -115,6 +116,8 @@ class ScriptedRunner:
             held = self.cache.get(plan.chunk.slot, [])
             _check(plan.chunk.start <= len(held), f"slot {plan.chunk.slot} holds {len(held)} in {plan}")
             self.cache[plan.chunk.slot] = held[: plan.chunk.start]  # what was behind is a former owner's
+            if plan.chunk.num_guesses:
+                self._guessed.add(plan.chunk.slot)
             for offset, token in enumerate(plan.chunk.tokens):
                 self._append(plan.chunk.slot, plan.chunk.start + offset, token, histories)
         _check(len(histories) == plan.num_tokens, f"num_tokens is wrong in {plan}")
@@ -135,6 +138,8 @@ class ScriptedRunner:
 
     def _append(self, slot: int, position: int, token: int, histories: list[list[int]]) -> None:
         cached = self.cache.get(slot, [])
+        if slot in self._guessed:
+            del cached[position:]  # guesses that were wrong
         _check(position == len(cached), f"slot {slot} holds {len(cached)} tokens, written at {position}")
         cached.append(token)
         histories.append(cached[:])
