@@ -114,7 +114,7 @@ class SlotTable:
         held = self._slots[slot]
         if not held.tokens:
             return 1, slot, 0
-        if held.salt == salt and held.tokens == prompt[: len(held.tokens)]:
+        if held.salt == salt and _begins(prompt, held.tokens):
             return 0, -len(held.tokens), slot
         return 2, held.last_used, slot
 
@@ -136,6 +136,12 @@ class SlotTable:
         self._slots[source].last_used = next(self._uses)
         self._copies.append(SlotCopy(source, target, num_tokens))
         self.num_copies += 1
+
+
+def _begins(prompt: list[int], tokens: list[int]) -> bool:
+    """Whether a prompt begins with ``tokens``, at least one; most do not, and the last of them shows it."""
+    size = len(tokens)
+    return size <= len(prompt) and tokens[-1] == prompt[size - 1] and tokens == prompt[:size]
 
 
 def common_prefix(a: list[int], b: list[int]) -> int:
