@@ -53,7 +53,8 @@ class LLMServiceServicer:
 
     def GenerateText(self, request, context):
         """GenerateText answers with the whole text. It equals, field by field, what StreamGenerateText sends
-        for the same request: generated_text is the concatenation of the stream's deltas.
+        for the same request, but for usage.cached_tokens, which depends on what was asked before:
+        generated_text is the concatenation of the stream's deltas.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

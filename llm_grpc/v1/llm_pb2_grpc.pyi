@@ -41,7 +41,8 @@ class LLMServiceStub:
     def __new__(cls, channel: _aio.Channel) -> LLMServiceAsyncStub: ...
     GenerateText: _grpc.UnaryUnaryMultiCallable[_llm_pb2.GenerateTextRequest, _llm_pb2.GenerateTextResponse]
     """GenerateText answers with the whole text. It equals, field by field, what StreamGenerateText sends
-    for the same request: generated_text is the concatenation of the stream's deltas.
+    for the same request, but for usage.cached_tokens, which depends on what was asked before:
+    generated_text is the concatenation of the stream's deltas.
     """
     StreamGenerateText: _grpc.UnaryStreamMultiCallable[_llm_pb2.GenerateTextRequest, _llm_pb2.GenerateTextResponse]
     """StreamGenerateText answers with text as it is generated: each message carries a delta, the last one
@@ -55,7 +56,8 @@ class LLMServiceAsyncStub(LLMServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GenerateText: _aio.UnaryUnaryMultiCallable[_llm_pb2.GenerateTextRequest, _llm_pb2.GenerateTextResponse]  # type: ignore[assignment]
     """GenerateText answers with the whole text. It equals, field by field, what StreamGenerateText sends
-    for the same request: generated_text is the concatenation of the stream's deltas.
+    for the same request, but for usage.cached_tokens, which depends on what was asked before:
+    generated_text is the concatenation of the stream's deltas.
     """
     StreamGenerateText: _aio.UnaryStreamMultiCallable[_llm_pb2.GenerateTextRequest, _llm_pb2.GenerateTextResponse]  # type: ignore[assignment]
     """StreamGenerateText answers with text as it is generated: each message carries a delta, the last one
@@ -72,7 +74,8 @@ class LLMServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_llm_pb2.GenerateTextResponse, _abc.Awaitable[_llm_pb2.GenerateTextResponse]]:
         """GenerateText answers with the whole text. It equals, field by field, what StreamGenerateText sends
-        for the same request: generated_text is the concatenation of the stream's deltas.
+        for the same request, but for usage.cached_tokens, which depends on what was asked before:
+        generated_text is the concatenation of the stream's deltas.
         """
 
     @_abc_1.abstractmethod

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from llm_grpc.config import EMBEDDED_MODEL
+from llm_grpc.engine.request import Request
 from llm_grpc.engine.scheduler import Scheduler
+from llm_grpc.engine.step_budget import StepBudget
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, SlotCopy, StepPlan
 from llm_grpc.engine.warm_up import warm_up
 from llm_grpc.manifest import load_manifest
@@ -136,18 +138,22 @@ def num_packed(runner: SlotRunner) -> int:
 class Server:
     """A scheduler over the embedded model, as the engine drives it."""
 
-    def __init__(self, num_slots: int = 4, chunk_tokens: int = 16) -> None:
+    def __init__(self, num_slots: int = 4, chunk_tokens: int = 16, num_guesses: int = 0) -> None:
         self.runner = make_runner(num_slots)
         warm_up(self.runner, num_slots, chunk_tokens)
-        self.scheduler = Scheduler(num_slots, CONTEXT, chunk_tokens, {0})
+        budget = StepBudget(chunk_tokens, num_guesses)
+        self.scheduler = Scheduler(num_slots, CONTEXT, chunk_tokens, {0}, budget)
+        self.num_steps = 0
         self.said: dict[int, list[int]] = {}
         self.found: dict[int, int] = {}
 
     def add(self, prompt: list[int], max_tokens: int = 12, salt: str | None = "") -> int:
-        request_id = len(self.said)
-        self.said[request_id], self.found[request_id] = [], 0
-        self.scheduler.add(request(request_id, prompt, max_tokens, salt=salt))
-        return request_id
+        return self.ask(request(len(self.said), prompt, max_tokens, salt=salt))
+
+    def ask(self, asked: Request) -> int:
+        self.said[asked.request_id], self.found[asked.request_id] = [], 0
+        self.scheduler.add(asked)
+        return asked.request_id
 
     def steps(self, count: int = 10_000) -> None:
         while count and (plan := self.scheduler.schedule()):
@@ -156,6 +162,7 @@ class Server:
                 self.found[event.request_id] += event.cached_tokens
             self.scheduler.check_integrity()
             count -= 1
+            self.num_steps += 1
 
 
 def encode(text: str) -> list[int]:
@@ -180,6 +187,19 @@ def alone() -> list[list[int]]:
     server.steps()
     assert set(server.found.values()) == {0}
     return list(server.said.values())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_answers_with_guesses_are_those_without_them(temperature: float) -> None:
+    """Among them texts that repeat their prompts; each is asked alone."""
+    plain, guessing = Server(), Server(num_guesses=15)
+    params = SamplingParams(40, temperature=temperature, seed=7, ignore_eos=True)
+    for index, prompt in enumerate([*PROMPTS, *([*ids(seed, 6) * 3] for seed in range(6))]):
+        for server in (plain, guessing):
+            server.ask(Request(index, prompt, params))
+            server.steps()
+    assert guessing.said == plain.said
+    assert guessing.num_steps < plain.num_steps
 
 
 @pytest.mark.parametrize("num_slots", [1, 3, 8])
