@@ -68,7 +68,7 @@ class EngineConfig:
     """Most prompt tokens that one step prefills."""
 
     mixed_chunk_tokens: Annotated[int, Field(ge=0, le=8192)] = 0
-    """The same beside decoding requests; 0 means what makes a step 2.5 times as long, measured at start."""
+    """The same beside decoding requests; 0 means what makes a step 3 times as long, measured at start."""
 
     prompt_lookup: bool = True
     """Let a step check guesses at a lone request's next tokens where it said or was told the like before."""

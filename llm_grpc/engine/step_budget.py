@@ -9,8 +9,9 @@ from itertools import takewhile
 TILE = 16
 """Rows that matrix kernels compute together: mixed steps are cut to a whole number of them."""
 
-MAX_SLOWDOWN = 2.5
-"""How much longer a step of decode rows may take because a prompt is prefilled beside them."""
+MAX_SLOWDOWN = 3.0
+"""How much longer a step of decode rows may take because a prompt is prefilled beside them. Much less costs
+throughput: a few tokens take nearly as long as a tile of them."""
 
 MAX_GUESS_SLOWDOWN = 1.25
 """How much longer a step of one row may take because guesses are checked with it."""
@@ -40,14 +41,17 @@ def measured_budget(seconds: Callable[[int, int], float], num_rows: int, chunk_t
     mixed, guesses = _LEAST_TOKENS, 1
     if num_rows:
         longest = MAX_SLOWDOWN * seconds(num_rows, 0)
-        within = takewhile(lambda n: seconds(num_rows, n) <= longest, _doubling(_LEAST_TOKENS, chunk_tokens))
+        within = takewhile(lambda n: seconds(num_rows, n) <= longest, _steps(_LEAST_TOKENS, chunk_tokens))
         mixed = max(within, default=mixed)
     longest_check = MAX_GUESS_SLOWDOWN * seconds(0, 1)
-    checked = takewhile(lambda n: seconds(0, n) <= longest_check, _doubling(2, min(TILE, chunk_tokens)))
+    checked = takewhile(lambda n: seconds(0, n) <= longest_check, _steps(2, min(TILE, chunk_tokens)))
     return StepBudget(mixed, max(checked, default=guesses) - 1)
 
 
-def _doubling(first: int, last: int) -> Iterator[int]:
+def _steps(first: int, last: int) -> Iterator[int]:
+    """Powers of two times ``first`` and what lies in the middle between two of them."""
     while first <= last:
         yield first
+        if first % 2 == 0 and first * 3 // 2 <= last:
+            yield first * 3 // 2
         first *= 2

@@ -156,8 +156,8 @@ def costs(fixed: float, per_row: float) -> Callable[[int, int], float]:
     ("seconds", "wanted"),
     [
         (costs(1.0, 0.0), StepBudget(256, 15)),
-        (costs(1.0, 0.02), StepBudget(64, 7)),
-        (costs(0.0, 1.0), StepBudget(16, 0)),
+        (costs(1.0, 0.02), StepBudget(128, 11)),
+        (costs(0.0, 1.0), StepBudget(32, 0)),
     ],
     ids=["reading the weights takes all the time", "some of it", "none of it"],
 )
