@@ -11,6 +11,7 @@ from llm_grpc.engine.step_plan import Sample
 from llm_grpc.sampling_params import SamplingParams
 
 Logits = NDArray[np.float32]
+Weights = NDArray[np.float64]
 
 
 def sample_tokens(logits: Logits, samples: Sequence[Sample]) -> list[int]:
@@ -26,23 +27,55 @@ def sample_tokens(logits: Logits, samples: Sequence[Sample]) -> list[int]:
     ]
 
 
-def probabilities(logits: Logits, params: SamplingParams) -> NDArray[np.float64]:
+def probabilities(logits: Logits, params: SamplingParams) -> Weights:
     """The distribution ``[vocabulary]`` that a token is drawn from: temperature, then top_k, then top_p."""
-    scaled = logits.astype(np.float64) / params.temperature
-    if 0 < params.top_k < scaled.size:
-        scaled[scaled < np.partition(scaled, -params.top_k)[-params.top_k]] = -np.inf
-    weights: NDArray[np.float64] = np.exp(scaled - scaled.max())
+    weights = _weights(logits, params)
     weights /= weights.sum()
-    if params.top_p < 1:
-        weights[_outside_nucleus(weights, params.top_p)] = 0
-        weights /= weights.sum()
     return weights
 
 
-def _outside_nucleus(weights: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
-    order = np.argsort(-weights, kind="stable")
-    before = np.cumsum(weights[order]) - weights[order]
-    return order[before >= top_p]
+def _weights(logits: Logits, params: SamplingParams) -> Weights:
+    """Numbers ``[vocabulary]`` in the ratio of the probabilities, the largest of them 1."""
+    weights = logits.astype(np.float64)
+    weights -= weights.max()
+    weights /= params.temperature
+    np.exp(weights, out=weights)
+    if 0 < params.top_k < logits.size:
+        weights[logits < np.partition(logits, -params.top_k)[-params.top_k]] = 0
+    if params.top_p < 1:
+        _cut_to_nucleus(weights, params.top_p)
+    return weights
+
+
+_CANDIDATES = 1024
+"""Largest weights that are sorted first. Most nuclei are among them, and sorting a vocabulary takes ten times as
+long."""
+
+
+def _cut_to_nucleus(weights: Weights, top_p: float) -> None:
+    """Set to 0 what is outside the fewest largest weights of which ``top_p`` is; of equal ones ids decide."""
+    wanted = top_p * weights.sum()
+    ranked = _ranked(weights, _CANDIDATES)
+    if ranked.sum() < wanted:
+        ranked = _ranked(weights, weights.size)
+    mass = np.cumsum(ranked)
+    num_kept = int(np.count_nonzero(mass - ranked < wanted))
+    least = ranked[num_kept - 1]
+    equal = np.flatnonzero(weights == least)
+    weights[weights < least] = 0
+    weights[equal[np.count_nonzero(ranked[:num_kept] == least) :]] = 0
+
+
+def _ranked(weights: Weights, count: int) -> Weights:
+    """The ``count`` largest, largest first."""
+    if count < weights.size:
+        weights = np.partition(weights, -count)[-count:]
+    return np.sort(weights)[::-1]
+
+
+_BLOCK = 512
+"""Weights that are summed before any is looked at. The cumulative sum of a vocabulary takes longer than its
+exponentials."""
 
 
 def _draw(logits: Logits, sample: Sample) -> int:
@@ -51,7 +84,17 @@ def _draw(logits: Logits, sample: Sample) -> int:
     The uniform number comes from the Philox counter-based generator, keyed by the seed and counted by the
     token's index, so that no generator state has to follow the request.
     """
-    cumulative = np.cumsum(probabilities(logits, sample.params))
+    weights = _weights(logits, sample.params)
     bits = np.random.Philox(key=sample.params.seed, counter=sample.index)
-    uniform = np.random.Generator(bits).random() * cumulative[-1]
-    return int(np.searchsorted(cumulative, uniform, side="right"))
+    cumulative = np.cumsum(np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK)))
+    wanted = np.random.Generator(bits).random() * cumulative[-1]
+    block = _first_above(cumulative, wanted)
+    start = block * _BLOCK
+    before = cumulative[block - 1] if block else 0.0
+    return start + _first_above(before + np.cumsum(weights[start : start + _BLOCK]), wanted)
+
+
+def _first_above(cumulative: Weights, wanted: float) -> int:
+    """Where a sum exceeds ``wanted``; a rounding error past the end counts for what reaches the end."""
+    last = int(np.searchsorted(cumulative, cumulative[-1]))
+    return min(int(np.searchsorted(cumulative, wanted, side="right")), last)

@@ -95,7 +95,7 @@ def test_a_layer_has_few_nodes(model_dir: Path, int8_dir: Path, tmp_path: Path) 
     """After ONNX Runtime's own optimisation, all of a step's nodes counted for the three layers."""
     found = {name: _nodes(path, tmp_path) / 3 for name, path in (("fp32", model_dir), ("int8", int8_dir))}
     assert found["fp32"] <= 19
-    assert found["int8"] <= 45
+    assert found["int8"] <= 49
 
 
 def _nodes(model_dir: Path, scratch: Path) -> int:

@@ -90,3 +90,38 @@ def test_indexes_of_one_seed_draw_independently() -> None:
     flat = np.zeros((1, 1000), np.float32)
     drawn = {sample_tokens(flat, [sample(params, index)])[0] for index in range(50)}
     assert len(drawn) > 40
+
+
+@given(
+    logits=arrays(np.float32, 1500, elements=st.integers(-60, 60)),
+    scale=st.floats(0.01, 1),
+    top_p=st.floats(0.01, 0.999),
+)
+def test_a_nucleus_is_cut_from_a_vocabulary_as_from_a_sorted_one(
+    logits: Logits, scale: float, top_p: float
+) -> None:
+    """More tokens than are sorted at first, many of them equal, whether few or nearly all are kept."""
+    logits *= np.float32(scale)
+    whole = probabilities(logits, SamplingParams(1, temperature=1.0))
+    order = np.argsort(-whole, kind="stable")
+    before = np.cumsum(whole[order]) - whole[order]
+    kept = set(
+        np.flatnonzero(probabilities(logits, SamplingParams(1, temperature=1.0, top_p=top_p))).tolist()
+    )
+    wanted = set(order[before < top_p].tolist())
+    # A token that a rounding error parts from top_p may fall on either side.
+    assert kept == wanted or np.abs(before - top_p).min() < 1e-12
+    assert kept <= set(order[: max(len(wanted), len(kept))].tolist()), "of equal ones the first"
+
+
+@given(
+    logits=arrays(np.float32, 1500, elements=st.floats(-9, 9, width=32)),
+    params=params_st.filter(lambda params: params.temperature > 0),
+)
+def test_a_draw_inverts_the_cumulative_sum(logits: Logits, params: SamplingParams) -> None:
+    token = sample_tokens(logits[None], [sample(params)])[0]
+    weights = probabilities(logits, params)
+    uniform = np.random.Generator(np.random.Philox(key=params.seed, counter=0)).random()
+    assert weights[token] > 0
+    assert weights[:token].sum() <= uniform + 1e-12
+    assert weights[: token + 1].sum() >= uniform - 1e-12
