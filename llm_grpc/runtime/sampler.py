@@ -48,8 +48,8 @@ def _weights(logits: Logits, params: SamplingParams) -> Weights:
 
 
 _CANDIDATES = 1024
-"""Largest weights that are sorted first. Most nuclei are among them, and all of a vocabulary takes ten times as
-long to sort."""
+"""Largest weights that are sorted first. Most nuclei are among them, and all of a vocabulary takes ten times
+as long to sort."""
 
 
 def _cut_to_nucleus(weights: Weights, top_p: float) -> None:
