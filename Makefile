@@ -3,16 +3,18 @@
 #   PYTHON        the interpreter that .venv is made from                    (python3)
 #   TORCH_INDEX   a package index to take torch from, such as one of CPU builds (the default index)
 #   TESTS         what pytest runs                                          (tests)
+#   PEERS_ARGS    what bench-peers is told, such as --rounds 5 --out DIR
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test model generate lint format check check-full tools lock clean generated
+.PHONY: help setup demo test model generate lint format check check-full bench-peers tools lock clean generated
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 TESTS ?= tests
 PYTEST_ARGS ?=
+PEERS_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -58,6 +60,9 @@ check: lint generated ## what CI runs: lint, contract, tests, coverage
 
 check-full: lint generated $(EXPORT) $(ENCODER) $(BENCH) tools ## check, and the slow tests with it
 	@LLM_GRPC_TOOLS="$$(.ci/tools/build --where)" $(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS) $(TESTS)
+
+bench-peers: $(EXPORT) ## run the same work through other runtimes, side by side (benchmarks/peers/README.md)
+	@$(BIN)/python -m benchmarks.peers $(PEERS_ARGS)
 
 tools: ## build the Go programs that tests use, once, into the user's cache
 	@.ci/tools/build
