@@ -41,6 +41,8 @@ _CONTINUOUS = "continuous batching"
 _STATIC = "static batches of 16 in order of arrival, each until its longest request is done"
 _FLOAT_SCALE_4 = 0.5 + 4 / 32
 """Four bits and a float32 scale for 32 weights."""
+_FLOAT_SCALE_4_128 = 0.5 + 4.5 / 128
+"""For 128 weights, with a zero point."""
 
 _GRPC = f"{_CONTINUOUS}, through gRPC in another process"
 _HTTP = f"{_CONTINUOUS}, through HTTP in another process"
@@ -55,6 +57,14 @@ CONTESTANTS = (
         "llm-grpc int8, int8 cache", "ours/grpc_server.py", OURS, "ours:int8-kv8", Format(1, 1, 1), _GRPC
     ),
     Contestant("llm-grpc int4", "ours/grpc_server.py", OURS, "ours:int4", _OURS_4, _GRPC),
+    Contestant(
+        "llm-grpc int4, blocks of 128",
+        "ours/grpc_server.py",
+        OURS,
+        "ours:int4-b128",
+        Format(_FLOAT_SCALE_4_128, _FLOAT_SCALE_4_128, 4),
+        _GRPC,
+    ),
     Contestant(
         "llm-grpc engine only, int8",
         "ours/engine.py",

@@ -1,4 +1,4 @@
-"""``llm-grpc export``: ``python convert.py CHECKPOINT DIRECTORY int8|int4|int8-kv8``.
+"""``llm-grpc export``: ``python convert.py CHECKPOINT DIRECTORY int8|int8-kv8|int4|int4-b128``.
 
 The limits of the verification are for trained weights, hence --allow-inexact.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.peers.checkpoint import sentences
 
 checkpoint, directory, name = sys.argv[1:]
-weights, _, cache = name.partition("-")
+weights, _, variant = name.partition("-")
 with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as text:
     text.write("\n".join(sentences(24)))
     text.flush()
@@ -26,7 +26,9 @@ with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as text:
         weights,
     ]
     flags = ["--allow-inexact", "--tokens", "4"]
-    if cache:
+    if variant == "b128":
+        flags += ["--block-size", "128"]
+    if variant == "kv8":
         flags += ["--kv-cache", "int8", "--calibrate", text.name]
     subprocess.run([*export, *flags], check=True)
 assert Path(directory, "manifest.json").exists()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.peers.harness import MAX_RUNNING, Request, main
 from llm_grpc.config import EngineConfig
 from llm_grpc.engine.request import Request as EngineRequest
 from llm_grpc.engine.scheduler import Scheduler
+from llm_grpc.engine.warm_up import warm_up
 from llm_grpc.manifest import load_manifest
 from llm_grpc.runtime.slot_runner import SlotRunner
 from llm_grpc.sampling_params import SamplingParams
@@ -49,7 +51,9 @@ def load(model_dir: Path, threads: int) -> Iterator[Engine]:
     """Load an exported model with the server's own defaults."""
     manifest = load_manifest(model_dir)
     runner = SlotRunner(model_dir, manifest, MAX_RUNNING, CONTEXT_TOKENS, threads)
-    scheduler = Scheduler(MAX_RUNNING, CONTEXT_TOKENS, EngineConfig().chunk_tokens, ())
+    chunk_tokens = EngineConfig().chunk_tokens
+    budget = replace(warm_up(runner, MAX_RUNNING, chunk_tokens), num_guesses=0)
+    scheduler = Scheduler(MAX_RUNNING, CONTEXT_TOKENS, chunk_tokens, (), budget)
     yield Engine(scheduler, runner)
 
 

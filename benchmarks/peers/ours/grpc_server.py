@@ -65,7 +65,8 @@ def load(model_dir: Path, threads: int) -> Iterator[Server]:
     flags = [f"--model={model_dir}", f"--threads={threads}", f"--max-running={MAX_RUNNING}"]
     ports = ["--address=127.0.0.1:0", "--metrics-address=", "--admin-address="]
     command = [sys.executable, "-m", "llm_grpc.cli.main", "serve", *flags, *ports, "--drain-window-s=0"]
-    command.append(f"--max-context-tokens={CONTEXT_TOKENS}")
+    # Random weights repeat themselves, and guesses would come true that no trained model rewards.
+    command += [f"--max-context-tokens={CONTEXT_TOKENS}", "--no-prompt-lookup"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         yield Server(_address(process), process.pid)
