@@ -45,7 +45,7 @@ def export(  # noqa: PLR0913 - a flag each
         What is computed in; auto is the type of the weights, fp32 for int8 and int4. 16 bits need a GPU.
     kv_cache
         Type of the key-value cache; auto is that of what is computed. int8 takes a quarter of the memory of
-        fp32 and is faster to read; it needs a text to calibrate.
+        fp32 and is faster for many requests at long contexts; it needs a text to calibrate.
     calibrate
         UTF-8 text like what the model will see, from which int8 and int4 are fitted: a few thousand words.
     mean_bits

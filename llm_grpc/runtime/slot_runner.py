@@ -25,8 +25,9 @@ class SlotRunner:
 
     The decode half's batch is the slots from the lowest decoding one to the highest. A slot in between that
     does not decode takes a dummy row, which writes what is there already (``FirstTokens``). Where there is no
-    chunk, its half takes the last decode row; where nothing decodes, the decode half computes the chunk's
-    first token once more, into the scratch slot.
+    chunk, its half takes the last decode row, or a dummy of the scratch slot if its cache is int8: that half
+    widens all that its slot holds. Where nothing decodes, the decode half computes the chunk's first token
+    once more, into the scratch slot.
 
     Raises:
         ManifestError: the graph is not what the manifest says, or needs a GPU.
@@ -49,6 +50,7 @@ class SlotRunner:
             )
         session = open_session(model_dir / manifest.graph, threads, packs)
         check_interface(session, manifest)
+        self._has_wide_cache = manifest.kv_cache.dtype != "int8"
         self._vocabulary = manifest.vocabulary_size
         self._pool = SlotPool(manifest.kv_cache, num_slots, context_tokens)
         self._bindings = StepBindings(session, self._pool)
@@ -67,12 +69,23 @@ class SlotRunner:
         """Compute the plan and return the logits ``[samples, vocabulary]``, valid until the next run."""
         for copy in plan.copies:
             self._pool.copy(copy.source, copy.target, copy.num_tokens)
-        decode, chunk = _halves(self._first_tokens.decode_rows(plan), plan.chunk)
+        decode, chunk = self._halves(self._first_tokens.decode_rows(plan), plan.chunk)
         rows = _packed_rows(plan, decode)
         self._put(decode, chunk, rows or [0])
         logits = self._bindings.logits(max(len(rows), 1), self._vocabulary)
         self._bindings.run()
         return logits[: len(rows)]
+
+    def _halves(
+        self, rows: list[DecodeRow], chunk: PrefillChunk | None
+    ) -> tuple[list[DecodeRow], PrefillChunk]:
+        """What each half of the graph computes."""
+        if chunk:
+            return rows, chunk
+        if not self._has_wide_cache:
+            return rows, PrefillChunk(self._pool.scratch, 0, (0,))
+        *others, last = rows
+        return others, PrefillChunk(last.slot, last.position, (last.token,))
 
     def _put(self, decode: list[DecodeRow], chunk: PrefillChunk, rows: list[int]) -> None:
         put, length = self._bindings.put, len(chunk.tokens)
@@ -88,14 +101,6 @@ class SlotRunner:
         put(names.CHUNK_TOTAL, chunk.start + length, np.int32)
         self._bindings.put_slots("decode", decode[0].slot if decode else self._pool.scratch, len(decode) or 1)
         self._bindings.put_slots("chunk", chunk.slot, 1)
-
-
-def _halves(rows: list[DecodeRow], chunk: PrefillChunk | None) -> tuple[list[DecodeRow], PrefillChunk]:
-    """What each half of the graph computes. Without a chunk, the last decode row is one of one token."""
-    if chunk:
-        return rows, chunk
-    *others, last = rows
-    return others, PrefillChunk(last.slot, last.position, (last.token,))
 
 
 def _packed_rows(plan: StepPlan, decode: list[DecodeRow]) -> list[int]:
