@@ -10,7 +10,9 @@ from llm_grpc.engine.step_budget import TILE, StepBudget, measured_budget
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, StepPlan
 from llm_grpc.sampling_params import SamplingParams
 
-_GREEDY = SamplingParams(max_tokens=1)
+WARM_UP = SamplingParams(max_tokens=1)
+"""What samples of these runs ask for; nobody else has this object."""
+
 _MAX_SLOTS = 16
 """More rows than this warm nothing that these did not."""
 
@@ -52,4 +54,4 @@ def _step(slots: Sequence[int], chunk: PrefillChunk | None) -> StepPlan:
     chosen = [*range(len(rows)), *([num_tokens - 1] if chunk else [])]
     if num_tokens <= TILE:
         chosen = [*range(num_tokens)]
-    return StepPlan(rows, chunk, tuple(Sample(row, row, 0, _GREEDY) for row in chosen))
+    return StepPlan(rows, chunk, tuple(Sample(row, row, 0, WARM_UP) for row in chosen))
