@@ -77,7 +77,7 @@ class EngineConfig:
     """Keep what finished requests computed, and compute no prompt's beginning twice."""
 
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Threads of ONNX Runtime; 0 means one for each CPU this process may use."""
+    """Threads of ONNX Runtime; 0 means one for each CPU that affinity and cgroup quota leave this process."""
 
 
 @Parameter(name="*")
@@ -96,6 +96,9 @@ class ServerConfig:
 
     max_message_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 4 * 1024 * 1024
     """Largest request message; gRPC's own default."""
+
+    stream_interval_ms: Annotated[int, Field(ge=0, le=60_000)] = 0
+    """Least milliseconds between two messages of a stream; the first and the last never wait."""
 
     drain_window_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 5.0
     """Seconds after SIGTERM during which health says NOT_SERVING and calls are still accepted."""

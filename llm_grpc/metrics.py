@@ -11,9 +11,9 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from llm_grpc.sampling_params import FinishReason
+from llm_grpc.token_metrics import TokenMetrics
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 
 
 class Metrics:
@@ -32,8 +32,8 @@ class Metrics:
         def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
             return Counter(name, text, labels, registry=registry)
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
-            return Histogram(f"llm_grpc_{name}", text, buckets=buckets, registry=registry)
+        def histogram(name: str, text: str) -> Histogram:
+            return Histogram(f"llm_grpc_{name}", text, buckets=_SECONDS, registry=registry)
 
         self.requests_running = gauge("requests_running", "Requests that hold a slot.")
         self.requests_waiting = gauge("requests_waiting", "Admitted requests that wait for a slot.")
@@ -45,14 +45,12 @@ class Metrics:
         self.prefix_cache_hits = counter(
             "llm_grpc_prefix_cache_hits", "Prompt tokens that were found in the cache and not computed."
         )
-        self.generation_tokens = counter("llm_grpc_generation_tokens", "Generated tokens.")
+        self.tokens = TokenMetrics()
+        registry.register(self.tokens)
         self.request_success = counter(
             "llm_grpc_request_success", "Requests that ended well.", ("finished_reason",)
         )
         self.time_to_first_token = histogram("time_to_first_token_seconds", "Admission to first token.")
-        self.inter_token_latency = histogram(
-            "inter_token_latency_seconds", "Between two tokens of a request.", _TOKEN_SECONDS
-        )
         self.e2e_request_latency = histogram("e2e_request_latency_seconds", "Admission to last token.")
         self.grpc_started = counter(
             "grpc_server_started", "RPCs started.", ("grpc_type", "grpc_service", "grpc_method")
@@ -72,7 +70,7 @@ class Metrics:
 
 
 class RequestClock:
-    """Times one admitted request, token by token."""
+    """Times one admitted request, message by message."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -88,15 +86,16 @@ class RequestClock:
         self._metrics.prefix_cache_queries.inc(num_tokens)
         self._metrics.prefix_cache_hits.inc(num_found)
 
-    def token(self) -> None:
-        """One token came back from the engine."""
+    def tokens(self, count: int) -> None:
+        """``count`` tokens, at least one, came together from the engine."""
         now, metrics = self._metrics.clock(), self._metrics
-        metrics.generation_tokens.inc()
-        if self._last:
-            metrics.inter_token_latency.observe(now - self._last)
-        else:
+        if not self._last:
             metrics.time_to_first_token.observe(now - self._started)
-        self._last = now
+            metrics.tokens.first()
+            self._last, count = now, count - 1
+        if count:
+            metrics.tokens.next(now - self._last, count)
+            self._last = now
 
     def finished(self, reason: FinishReason) -> None:
         """The text ended."""

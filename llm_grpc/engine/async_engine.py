@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from llm_grpc.engine.engine import Abort, Engine, Load, Stop
+from llm_grpc.engine.mailbox import Mailbox
 from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.engine.request import Event, FailedEvent, Request, TokenEvent
 from llm_grpc.engine.scheduler import Scheduler
@@ -22,7 +23,8 @@ class AsyncEngine:
     """Hands requests to the engine thread through its inbox and gets a step's events back in one wake-up.
 
     Everything but the thread itself lives on the event loop ``loop``. ``on_health`` is called on the loop
-    when ``is_healthy`` or ``is_alive`` may have changed.
+    when ``is_healthy`` or ``is_alive`` may have changed. Two hand-overs to one reader are at least
+    ``interval_s`` apart, but for the last.
     """
 
     def __init__(
@@ -31,12 +33,14 @@ class AsyncEngine:
         runner: ModelRunner,
         loop: asyncio.AbstractEventLoop,
         on_health: Callable[[], None] = lambda: None,
+        interval_s: float = 0.0,
     ) -> None:
         self._engine = Engine(scheduler, runner, self._publish)
         self._loop = loop
         self._on_health = on_health
         self._ids = itertools.count(1)
-        self._inboxes: dict[int, _Mailbox] = {}
+        self._interval_s = interval_s
+        self._inboxes: dict[int, Mailbox] = {}
         self._was_healthy = True
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="llm-grpc-engine", daemon=True)
@@ -78,13 +82,13 @@ class AsyncEngine:
         if not self.is_alive:
             raise EngineFailed("the engine is not running")
         request_id = next(self._ids)
-        mailbox = self._inboxes[request_id] = _Mailbox()
+        mailbox = self._inboxes[request_id] = Mailbox(self._loop, self._interval_s)
         self._engine.inbox.put(Request(request_id, prompt_ids, params))
         ended = False
         try:
             while not ended:
                 events = await mailbox.take()
-                ended = any(e.finish_reason for e in events)
+                ended = events[-1].finish_reason is not None
                 yield events
         except EngineFailed:
             ended = True
@@ -125,29 +129,3 @@ class AsyncEngine:
         if self._was_healthy is not self.is_healthy:
             self._was_healthy = self.is_healthy
             self._on_health()
-
-
-class _Mailbox:
-    """The events of one request that its reader has not taken yet; at most ``max_tokens`` of them."""
-
-    def __init__(self) -> None:
-        self._events: list[TokenEvent] = []
-        self._failed = False
-        self._arrived = asyncio.Event()
-
-    def put(self, event: Event) -> None:
-        if isinstance(event, FailedEvent):
-            self._failed = True
-        else:
-            self._events.append(event)
-        self._arrived.set()
-
-    async def take(self) -> list[TokenEvent]:
-        """Return what came since the last time; a failure is raised after the tokens before it."""
-        if not self._failed:
-            await self._arrived.wait()
-            self._arrived.clear()
-        if not self._events:
-            raise EngineFailed("the engine failed while it computed this request")
-        events, self._events = self._events, []
-        return events

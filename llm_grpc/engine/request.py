@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from llm_grpc.engine.prompt_lookup import PromptLookup
 from llm_grpc.sampling_params import FinishReason, SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """One generated token of one request. ``finish_reason`` is set on the last one.
 
     ``cached_tokens`` counts the prompt tokens that were found in the cache; set on the first one.

@@ -9,6 +9,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from llm_grpc import graph_names as names
+from llm_grpc.runtime.denormals import flushed_denormals
 from llm_grpc.runtime.slot_pool import SlotPool
 
 
@@ -62,4 +63,5 @@ class StepBindings:
 
     def run(self) -> None:
         """Run the session; releases the GIL."""
-        self._session.run_with_iobinding(self._binding)
+        with flushed_denormals():
+            self._session.run_with_iobinding(self._binding)

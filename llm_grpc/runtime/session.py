@@ -7,16 +7,13 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from llm_grpc.cpus import threads_to_use
 from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import Manifest
+from llm_grpc.runtime.denormals import flushed_denormals
 
 PROVIDERS = ("CPUExecutionProvider",)
 """What sessions compute with."""
-
-
-def available_cpus() -> int:
-    """CPUs that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_for_gpu(manifest: Manifest) -> bool:
@@ -25,7 +22,7 @@ def is_for_gpu(manifest: Manifest) -> bool:
 
 
 def open_session(graph: Path, threads: int, packs: bool = True) -> ort.InferenceSession:
-    """Load ``graph`` for the CPU with ``threads`` threads; 0 means one for each available CPU.
+    """Load ``graph`` for the CPU with ``threads`` threads; 0 as ``threads_to_use`` says.
 
     Without ``packs`` the weights stay as they are in the file, mapped where they are in one of their own:
     slower, and no copy of them in memory.
@@ -36,11 +33,16 @@ def open_session(graph: Path, threads: int, packs: bool = True) -> ort.Inference
     # GroupQueryAttention's flash path was slower than its plain one in every shape measured. Read at load.
     os.environ.setdefault("ORT_GQA_DISABLE_FLASH_ATTENTION", "1")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or available_cpus()
+    options.intra_op_num_threads = threads_to_use(threads).number
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    # A thread that spins for its next piece of work takes the core from the event loop, which has messages
+    # to send just then: served, sleeping threads are as fast where cores are free and faster where not.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     if not packs:
         options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        return ort.InferenceSession(str(graph), options, providers=list(PROVIDERS))
+        with flushed_denormals(False):
+            return ort.InferenceSession(str(graph), options, providers=list(PROVIDERS))
     except Exception as error:  # onnxruntime raises its own classes straight under Exception
         raise ManifestError(f"cannot load the graph {graph}: {str(error).splitlines()[0]}") from error

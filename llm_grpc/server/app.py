@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 
 from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
+from llm_grpc.cpus import threads_to_use
 from llm_grpc.engine.async_engine import AsyncEngine
 from llm_grpc.engine.engine import Load
 from llm_grpc.engine.model_runner import ModelRunner
@@ -40,7 +41,9 @@ def slot_runner(
     model: ModelConfig, engine: EngineConfig, manifest: Manifest, context_tokens: int
 ) -> ModelRunner:
     """The runner that the manifest's lowering needs."""
-    return SlotRunner(model.model, manifest, engine.max_running, context_tokens, engine.threads)
+    threads = threads_to_use(engine.threads)
+    log.info("computing with %d threads: %s", *threads)
+    return SlotRunner(model.model, manifest, engine.max_running, context_tokens, threads.number)
 
 
 class Server:
@@ -142,7 +145,8 @@ class Server:
             config.max_running, self._context_tokens, config.chunk_tokens, manifest.eos_token_ids, budget
         )
         loop = asyncio.get_running_loop()
-        self._engine = AsyncEngine(scheduler, runner, loop, on_health=self._on_engine_health)
+        interval_s = self._config.stream_interval_ms / 1000
+        self._engine = AsyncEngine(scheduler, runner, loop, self._on_engine_health, interval_s)
         self._engine.start()
         self._models.loaded(
             ServedModel(

@@ -103,7 +103,7 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
                 yield
             except RequestError as error:
                 await context.abort_with_status(status_of(error))
-            except grpc.aio.AbortError:
+            except grpc.aio.BaseError:  # aborted already, or a write found that the call is over
                 raise
             except Exception:
                 log.exception("%s failed", details.method)
@@ -113,7 +113,11 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):
 
 
 def around(handler: Handler, manager: Around, deserializer: Callable[[bytes], Any] | None = None) -> Handler:
-    """``handler`` with ``manager(request, context)`` around its behaviour."""
+    """``handler`` with ``manager(request, context)`` around its behaviour.
+
+    A behaviour that yields becomes one that writes: however many managers there are, none of them is another
+    generator that every message of a stream goes through.
+    """
     kind = _BEHAVIOURS[handler.request_streaming, handler.response_streaming]
     inner = getattr(handler, kind)
 
@@ -121,14 +125,14 @@ def around(handler: Handler, manager: Around, deserializer: Callable[[bytes], An
         async with manager(request, context):
             return await inner(request, context)
 
-    async def streamed(request: Any, context: Context) -> AsyncIterator[Any]:
+    async def written(request: Any, context: Context) -> None:
         async with manager(request, context), aclosing(inner(request, context)) as responses:
             async for response in responses:
-                yield response
+                await context.write(response)
 
     make = getattr(grpc, f"{kind}_rpc_method_handler")
     wrapped: Handler = make(
-        streamed if inspect.isasyncgenfunction(inner) else single,
+        written if inspect.isasyncgenfunction(inner) else single,
         deserializer or handler.request_deserializer,
         handler.response_serializer,
     )
@@ -152,11 +156,11 @@ def _tolerant(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], 
 
 
 def _code_of(error: BaseException, context: Context) -> grpc.StatusCode:
-    if isinstance(error, asyncio.CancelledError | GeneratorExit):
-        remaining: float | None = context.time_remaining()  # None without a deadline, whatever the stubs say
-        expired = remaining is not None and remaining <= 0
-        return grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
     if isinstance(error, grpc.aio.AbortError):
         number: Any = context.code()  # the code's number, once the call was aborted
         return next(code for code in grpc.StatusCode if number in (code, code.value[0]))
+    if isinstance(error, asyncio.CancelledError | grpc.aio.BaseError):  # left, or found gone
+        remaining: float | None = context.time_remaining()  # None without a deadline, whatever the stubs say
+        expired = remaining is not None and remaining <= 0
+        return grpc.StatusCode.DEADLINE_EXCEEDED if expired else grpc.StatusCode.CANCELLED
     return grpc.StatusCode.UNKNOWN

@@ -21,11 +21,14 @@ class Detokenizer:
     first ``_num_settled`` of them have given the first ``_num_shown`` characters of the window's text. (The
     library's DecodeStream repeats a prompt that ends in U+FFFD, and raises where a byte-fallback decoder
     takes back a character, so it is not used.)
+
+    Where the decoder joins bytes, a token of whole characters that comes when nothing waits is its text
+    alone, which is looked up: nothing is decoded.
     """
 
     def __init__(self, tokenizer: TextTokenizer, prompt_ids: Sequence[int]) -> None:
         self.num_prompt_tokens = len(prompt_ids)
-        self._tokenizer = tokenizer.raw
+        self._tokenizer = tokenizer
         self._window = list(prompt_ids[-_CONTEXT_TOKENS:])
         while _UNFINISHED in self._decode():  # the cut may have split a character
             del self._window[0]
@@ -34,6 +37,13 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """Take one token and return the text that is complete; bytes of an unfinished character wait."""
+        if self._tokenizer.joins_bytes and len(self._window) == self._num_settled:
+            text = self._tokenizer.text_alone(token_id)
+            if not text:
+                return ""
+            if _UNFINISHED not in text:
+                self._window, self._num_settled, self._num_shown = [token_id], 1, len(text)
+                return text
         self._window.append(token_id)
         text = self._decode()
         if text.endswith(_UNFINISHED) or len(text) <= self._num_shown:
@@ -52,5 +62,5 @@ class Detokenizer:
         return new
 
     def _decode(self) -> str:
-        text: str = self._tokenizer.decode(self._window, skip_special_tokens=True)
-        return text
+        window = self._window
+        return self._tokenizer.text_alone(window[0]) if len(window) == 1 else self._tokenizer.decode(window)

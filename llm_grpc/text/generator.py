@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from llm_grpc.engine.async_engine import AsyncEngine
 from llm_grpc.engine.request import TokenEvent
@@ -16,8 +16,7 @@ from llm_grpc.text.stop_strings import StopStringMatcher
 from llm_grpc.text.tokenizer import TextTokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(NamedTuple):
     """What came since the previous delta; ``tokens`` where the request asked for them. The other fields are
     set on the last one alone.
     """
@@ -35,7 +34,7 @@ class TextDelta:
 def joined(deltas: Sequence[TextDelta]) -> TextDelta:
     """The whole answer: the last of ``deltas`` with the text and the tokens of all."""
     tokens = tuple(token for delta in deltas for token in delta.tokens)
-    return replace(deltas[-1], text="".join(delta.text for delta in deltas), tokens=tokens)
+    return deltas[-1]._replace(text="".join(delta.text for delta in deltas), tokens=tokens)
 
 
 class TextGenerator:
@@ -71,7 +70,10 @@ class TextGenerator:
             text = _Text(Detokenizer(self._tokenizer, prompt_ids), params)
             async with aclosing(self._engine.generate(prompt_ids, params)) as batches:
                 async for events in batches:
-                    delta = text.push(events, clock)
+                    delta = text.push(events)
+                    if text.has_begun and not params.cache_disabled:
+                        clock.looked_up(len(prompt_ids), text.cached_tokens)
+                    clock.tokens(text.num_new_tokens)
                     if delta.finish_reason:
                         clock.finished(delta.finish_reason)
                     if delta.text or delta.finish_reason or delta.tokens:
@@ -87,20 +89,23 @@ class _Text:
         self._detokenizer = detokenizer
         self._stops = StopStringMatcher(params.stop_strings)
         self._returns_tokens = params.returns_tokens
-        self._uses_cache = not params.cache_disabled
         self._num_tokens = 0
-        self._cached_tokens = 0
+        self.num_new_tokens = 0
+        self.cached_tokens = 0
 
-    def push(self, events: list[TokenEvent], clock: RequestClock) -> TextDelta:
+    @property
+    def has_begun(self) -> bool:
+        """Whether the events that were pushed last are the first."""
+        return self._num_tokens == self.num_new_tokens
+
+    def push(self, events: list[TokenEvent]) -> TextDelta:
         """Take at least one event; what comes after the end of the text is passed over."""
         parts: list[str] = []
         tokens: list[int] = []
-        for event in events:
-            if not self._num_tokens:
-                self._begin(event, clock)
+        for self.num_new_tokens, event in enumerate(events, start=1):
             self._num_tokens += 1
+            self.cached_tokens += event.cached_tokens
             tokens.append(event.token_id)
-            clock.token()
             reason, stop_string = event.finish_reason, None
             if reason is not FinishReason.EOS:
                 stop_string = self._stops.push(self._detokenizer.push(event.token_id), parts)
@@ -114,11 +119,6 @@ class _Text:
                 return self._last("".join(parts), reason, stop_string, tokens)
         return TextDelta("".join(parts), tokens=self._asked(tokens))
 
-    def _begin(self, first: TokenEvent, clock: RequestClock) -> None:
-        self._cached_tokens = first.cached_tokens
-        if self._uses_cache:
-            clock.looked_up(self._detokenizer.num_prompt_tokens, first.cached_tokens)
-
     def _asked(self, tokens: list[int]) -> tuple[int, ...]:
         return tuple(tokens) if self._returns_tokens else ()
 
@@ -130,6 +130,6 @@ class _Text:
             completion_tokens=self._num_tokens,
             stop_string=stop_string,
             stop_token_id=tokens[-1] if reason is FinishReason.EOS else None,
-            cached_tokens=self._cached_tokens,
+            cached_tokens=self.cached_tokens,
             tokens=self._asked(tokens),
         )

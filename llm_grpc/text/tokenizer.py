@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
 
 from llm_grpc.errors import InvalidParameter, ManifestError, PromptTooLong
 
@@ -25,6 +27,9 @@ class TextTokenizer:
         self.raw.no_truncation()
         self.raw.no_padding()
         self.max_prompt_tokens = max_prompt_tokens
+        self.joins_bytes = isinstance(self.raw.decoder, ByteLevel)
+        """Whether the text of ids is their bytes, one after the other, whatever stands before or after."""
+        self._texts: dict[int, str] = {}
 
     def check_ids(self, vocabulary_size: int) -> None:
         """Raise ManifestError unless the model has every id that a prompt may hold."""
@@ -51,6 +56,18 @@ class TextTokenizer:
         if len(ids) > self.max_prompt_tokens:
             raise PromptTooLong("prompt", f"has {len(ids)} tokens, and the limit is {self.max_prompt_tokens}")
         return ids
+
+    def text_alone(self, token_id: int) -> str:
+        """The text of one id without neighbours. Each is computed once: at most the vocabulary is kept."""
+        text = self._texts.get(token_id)
+        if text is None:
+            text = self._texts[token_id] = self.decode([token_id])
+        return text
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``; special tokens have none."""
+        text: str = self.raw.decode(ids, skip_special_tokens=True)
+        return text
 
     def _encode(self, prompt: str) -> list[int]:
         ids: list[int] = self.raw.encode(prompt).ids

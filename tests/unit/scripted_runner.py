@@ -54,7 +54,7 @@ class ScriptedRunner:
         self._passes = threading.Semaphore(0)
 
     def run(self, plan: StepPlan) -> list[int]:
-        """Compute one step, as ``ModelRunner`` says. Those of a warm-up, which repeat themselves, are nothing."""
+        """Compute one step, as ``ModelRunner`` says. Those of a warm-up, which repeat, are nothing."""
         if plan.samples and plan.samples[0].params is WARM_UP:
             return [0] * len(plan.samples)
         if self._gated:

@@ -45,6 +45,9 @@ class WatchedLoop:
         self.held = threading.Event()
         self.release = threading.Event()
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
     def call_soon_threadsafe(self, callback: Callable[..., object], *args: Any) -> None:
         self.num_wake_ups += 1
         is_end = not args  # events are an argument; the end of the loop has none

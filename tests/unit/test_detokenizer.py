@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -42,6 +44,31 @@ def test_any_ids_of_a_byte_level_tokenizer(ids: list[int], prompt: str) -> None:
     tokenizer = byte_level()
     pushed, flushed = push_all(tokenizer, encode(tokenizer, prompt), ids)
     assert "".join(pushed) + flushed == decode(tokenizer, ids)
+
+
+class WindowsAlone:
+    """A tokenizer that does not say that its decoder joins bytes: every token goes through a window."""
+
+    joins_bytes = False
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        self.raw = tokenizer.raw
+        self.decode, self.text_alone = tokenizer.decode, tokenizer.text_alone
+
+
+@settings(max_examples=200, deadline=None)
+@given(ids=BYTE_LEVEL_IDS | TEXTS.map(lambda text: encode(byte_level(), text)), prompt=TEXTS)
+def test_looking_a_token_up_is_decoding_a_window(ids: list[int], prompt: str) -> None:
+    """Push by push: not only the same text in the end."""
+    tokenizer, prompt_ids = byte_level(), encode(byte_level(), prompt)
+    assert tokenizer.joins_bytes
+    slowly = push_all(cast("TextTokenizer", WindowsAlone(tokenizer)), prompt_ids, ids)
+    assert push_all(tokenizer, prompt_ids, ids) == slowly
+
+
+def test_only_a_decoder_that_joins_bytes_is_looked_up() -> None:
+    assert not metaspace().joins_bytes
+    assert not byte_fallback().joins_bytes
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,0 +1,48 @@
+"""The two metrics that every generated token moves."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
+
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
+
+
+class TokenMetrics(Collector):
+    """Counts generated tokens and the gaps between them, for a registry to collect.
+
+    prometheus-client's own counter and histogram take a lock and check their labels for each token, which was
+    a tenth of what a streamed message cost. These are plain numbers: one thread writes, scrapes read.
+    """
+
+    def __init__(self) -> None:
+        self._num_tokens = 0
+        self._gaps = [0] * (len(_BOUNDS_S) + 1)
+        self._gaps_s = 0.0
+
+    def first(self) -> None:
+        """Count a request's first token."""
+        self._num_tokens += 1
+
+    def next(self, gap_s: float, count: int) -> None:
+        """Count ``count`` tokens of a request that came together, ``gap_s`` after the one before them."""
+        self._num_tokens += count
+        self._gaps[bisect_left(_BOUNDS_S, gap_s)] += 1
+        self._gaps[0] += count - 1
+        self._gaps_s += gap_s
+
+    def collect(self) -> Iterator[Metric]:
+        """The families, as a scrape shows them."""
+        yield CounterMetricFamily("llm_grpc_generation_tokens", "Generated tokens.", value=self._num_tokens)
+        bounds = (*map(str, _BOUNDS_S), "+Inf")
+        yield HistogramMetricFamily(
+            "llm_grpc_inter_token_latency_seconds",
+            "Between two tokens of a request.",
+            buckets=list(zip(bounds, map(float, accumulate(self._gaps)), strict=True)),
+            sum_value=self._gaps_s,
+        )
