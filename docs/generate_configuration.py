@@ -74,7 +74,7 @@ def _range(argument: Argument) -> str:
     annotation = argument.field_info.annotation
     if get_origin(annotation) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(annotation))
-    limits = [limit for field in get_args(annotation)[1:] for limit in field.metadata]
+    limits = [limit for field in get_args(annotation)[1:] for limit in getattr(field, "metadata", ())]
     return ", ".join(
         f"{sign} {getattr(limit, name)}"
         for limit in limits

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
+
+from llm_grpc.machine import parse_bytes
 
 EMBEDDED_MODEL = Path(__file__).parent / "embedded"
 """The model directory that ships with the package."""
@@ -21,6 +23,17 @@ MAX_TEMPERATURE = 2.0
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 256
 MAX_SALT_BYTES = 256
+
+
+def _bytes(value: object) -> object:
+    try:
+        return parse_bytes(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError("should be a size such as 8GiB or 500MB") from None
+
+
+Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
+"""A number of bytes, or a text such as 8GiB."""
 
 
 @Parameter(name="*")
@@ -63,6 +76,9 @@ class EngineConfig:
 
     max_context_tokens: Annotated[int, Field(ge=0)] = 0
     """Longest prompt and text together; 0 means the model's own limit."""
+
+    kv_cache_memory: Size = 0
+    """Memory for keys and values, such as 8GiB; 0 means 80 % of what is available beside the loaded model."""
 
     chunk_tokens: Annotated[int, Field(ge=1, le=8192)] = 256
     """Most prompt tokens that one step prefills."""

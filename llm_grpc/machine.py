@@ -5,38 +5,75 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGT", start=1)}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?|)B?\s*", re.IGNORECASE)
 
-_CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+
+class _Cgroup(NamedTuple):
+    """Where a version of control groups says a container's limit, what it uses, and how much of that are
+    pages of files that can go.
+    """
+
+    limit: Path
+    usage: Path
+    stat: Path
+    reclaimable: str
+
+
+_CGROUP = Path("/sys/fs/cgroup")
+_CGROUP_1 = _CGROUP / "memory"
+_CGROUPS = (
+    _Cgroup(_CGROUP / "memory.max", _CGROUP / "memory.current", _CGROUP / "memory.stat", "inactive_file"),
+    _Cgroup(
+        _CGROUP_1 / "memory.limit_in_bytes",
+        _CGROUP_1 / "memory.usage_in_bytes",
+        _CGROUP_1 / "memory.stat",
+        "total_inactive_file",
+    ),
 )
+
+
+_MEMINFO = Path("/proc/meminfo")
 
 
 def total_memory_bytes() -> int:
     """The memory of the machine, or of the container where its limit is lower."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in _CGROUP_LIMITS:
-        try:
-            total = min(total, int(path.read_text()))
-        except (OSError, ValueError):  # no such file; "max"
-            continue
-    return total
+    return min((_machine_memory_bytes(), *(limit for limit, _ in _containers())))
 
 
 def available_memory_bytes() -> int:
-    """What new processes can have without swapping; all of the memory where the system does not say."""
-    total = total_memory_bytes()
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return total
-    kibibytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-    return min(total, int(kibibytes) * 1024)
+    """What can be had without swapping, by a container without being killed for it; all of the memory where
+    the system does not say.
+    """
+    left = (max(0, limit - used) for limit, used in _containers())
+    return min((_machine_memory_bytes(), *left, *_numbers(_MEMINFO, "MemAvailable:", 1024)))
+
+
+def _machine_memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _containers() -> Iterator[tuple[int, int]]:
+    """Limit and use of the container that this runs in, in bytes; nothing where there is no limit."""
+    for files in _CGROUPS:
+        for limit in _numbers(files.limit):
+            reclaimable = sum(_numbers(files.stat, files.reclaimable))
+            yield limit, max(0, sum(_numbers(files.usage)) - reclaimable)
+
+
+def _numbers(path: Path, field: str = "", unit: int = 1) -> Iterator[int]:
+    """The number that a file of the system says, or says of a field; nothing where it says none."""
+    with suppress(OSError, ValueError):  # no such file; "max"
+        for line in path.read_text(encoding="ascii").splitlines():
+            name, number = (line.split() if field else ("", line))[:2]
+            if name == field:
+                yield int(number) * unit
 
 
 def free_disk_bytes(path: Path) -> int:

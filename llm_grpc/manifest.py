@@ -14,6 +14,8 @@ MANIFEST, VERIFICATION = "manifest.json", "verification.json"
 FORMAT: Final = 2
 """Version of the manifest and of the graph's interface. A change that older code would misread raises it."""
 
+_ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
+
 _CACHES = {"fp16": "float16", "bf16": "bfloat16"}
 """Types of the cache, by weights that settle it."""
 
@@ -43,6 +45,11 @@ class KvCache(_Strict):
     head_dim: _Count
     dtype: Literal["float32", "float16", "bfloat16", "int8"]
 
+    @property
+    def token_bytes(self) -> int:
+        """Key and value of one token in every layer."""
+        return self.num_layers * 2 * self.num_heads * self.head_dim * _ITEM_BYTES[self.dtype]
+
 
 class Manifest(_Strict):
     """What a model directory holds. ``graph``, ``tokenizer`` and ``files`` are names inside the directory.
@@ -68,6 +75,11 @@ class Manifest(_Strict):
     versions: dict[str, str]
     source: Annotated[str, Field(pattern=r"^([\w.-]+(/[\w.-]+)?)?$", max_length=200)] = ""
     verification: _Sha256 | None = None
+
+    @property
+    def weights_bytes(self) -> int:
+        """The graph and what lies beside it, as files."""
+        return sum(entry.size_bytes for name, entry in self.files.items() if name.startswith(self.graph))
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:

@@ -22,7 +22,8 @@ class SamplingParams:
     ``temperature`` 0 is greedy; ``top_p`` 1 and ``top_k`` 0 keep all tokens; ``seed`` is 0 to 2**64 - 1.
     ``ignore_eos`` makes an end-of-sequence token a token like any other. ``returns_tokens`` asks for the ids
     beside the text. A request uses what others of its ``cache_salt`` left in the key-value cache, unless
-    ``cache_disabled``: then it computes all of its prompt and leaves nothing.
+    ``cache_disabled``: then it computes all of its prompt and leaves nothing. Without ``max_tokens_asked``
+    they are the server's default.
     """
 
     max_tokens: int
@@ -35,3 +36,4 @@ class SamplingParams:
     returns_tokens: bool = False
     cache_disabled: bool = False
     cache_salt: str = ""
+    max_tokens_asked: bool = True

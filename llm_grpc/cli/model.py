@@ -48,8 +48,8 @@ def describe(manifest: Manifest, memory_bytes: int) -> dict[str, Any]:
 
     What the runtime needs beside weights and cache is not counted; one slot is the runner's scratch.
     """
-    weights = sum(e.size_bytes for name, e in manifest.files.items() if name.startswith(manifest.graph))
-    per_token = kv_bytes_per_token(manifest)
+    weights = manifest.weights_bytes
+    per_token = manifest.kv_cache.token_bytes
     room = max(0, memory_bytes - weights)
     return {
         "manifest": manifest.model_dump(mode="json"),
@@ -58,15 +58,6 @@ def describe(manifest: Manifest, memory_bytes: int) -> dict[str, Any]:
         "memory_bytes": memory_bytes,
         "slots": {length: max(0, room // (per_token * length) - 1) for length in _lengths(manifest)},
     }
-
-
-def kv_bytes_per_token(manifest: Manifest) -> int:
-    """Key and value of one token in every layer."""
-    kv = manifest.kv_cache
-    return kv.num_layers * 2 * kv.num_heads * kv.head_dim * _ITEM_BYTES[kv.dtype]
-
-
-_ITEM_BYTES = {"float32": 4, "int8": 1}
 
 
 def _lengths(manifest: Manifest) -> list[int]:

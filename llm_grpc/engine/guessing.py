@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from llm_grpc.engine.prompt_lookup import PromptLookup
 from llm_grpc.engine.request import Request
-from llm_grpc.engine.step_plan import PrefillChunk, Sample, SlotCopy, StepPlan
+from llm_grpc.engine.step_plan import PrefillChunk, Sample, StepPlan
 
 
-def guessing_step(request: Request, limit: int, copies: tuple[SlotCopy, ...]) -> StepPlan | None:
+def guessing_step(request: Request, limit: int) -> StepPlan | None:
     """A step for ``request`` alone that checks at most ``limit`` guesses; None where there are none."""
     if limit <= 0 or request.slot is None:
         return None
@@ -26,7 +26,7 @@ def guessing_step(request: Request, limit: int, copies: tuple[SlotCopy, ...]) ->
     chunk = PrefillChunk(request.slot, request.num_computed, known, len(guesses))
     said = len(request.output_ids)
     samples = (Sample(request.request_id, row, said + row, request.params) for row in range(len(known)))
-    return StepPlan((), chunk, tuple(samples), copies)
+    return StepPlan((), chunk, tuple(samples))
 
 
 def num_wrong(chunk: PrefillChunk, chosen: Sequence[int]) -> int:

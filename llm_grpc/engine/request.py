@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -68,3 +68,22 @@ class Request:
     def num_tokens(self) -> int:
         """Tokens of prompt and output together."""
         return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that it may still generate, were the context long enough."""
+        return self.params.max_tokens - len(self.output_ids)
+
+    def most_tokens(self, context_tokens: int) -> int:
+        """Tokens of prompt and output together if nothing ends it before its time."""
+        return min(len(self.prompt_ids) + self.params.max_tokens, context_tokens)
+
+    def finish_reason(self, eos_token_ids: Collection[int], context_tokens: int) -> FinishReason | None:
+        """Why the last token is the last one; None where it is not."""
+        if self.output_ids[-1] in eos_token_ids and not self.params.ignore_eos:
+            return FinishReason.EOS
+        if self.num_left <= 0:
+            return FinishReason.LENGTH
+        if self.num_tokens >= context_tokens:
+            return FinishReason.CONTEXT_LIMIT
+        return None

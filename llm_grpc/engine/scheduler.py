@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 from llm_grpc.engine.compaction import MIN_TOKENS_LEFT, best_move
 from llm_grpc.engine.guessing import guessing_step, learn, num_wrong
 from llm_grpc.engine.request import FailedEvent, Request, TokenEvent
+from llm_grpc.engine.slot_room import move, take_slot
 from llm_grpc.engine.slot_table import SlotTable
 from llm_grpc.engine.step_budget import StepBudget
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, StepPlan
-from llm_grpc.sampling_params import FinishReason
 
 
 class Scheduler:
@@ -21,7 +22,9 @@ class Scheduler:
     the oldest unfinished prompt is prefilled. A prompt's beginning that some slot holds is copied from there
     or left where it is; who waits for its first chunk looks again then, for an older request may have
     computed more of it by now. Decoding requests move together, one a step, so that decode rows stay dense.
-    A request that is alone has guesses at its next tokens checked with it; what it gets is the same.
+    No more run than there is memory for, were each to use all its ``max_tokens``, and nobody overtakes who
+    waits for memory. A request that is alone has guesses at its next tokens checked with it; what it gets is
+    the same.
     """
 
     def __init__(
@@ -31,13 +34,14 @@ class Scheduler:
         chunk_tokens: int,
         eos_token_ids: Collection[int],
         budget: StepBudget | None = None,
+        max_cached_tokens: int | None = None,
     ) -> None:
         self._num_slots = num_slots
         self._context_tokens = context_tokens
         self._budget = budget or StepBudget(chunk_tokens)
         self._chunk_tokens = chunk_tokens
         self._eos_token_ids = frozenset(eos_token_ids)
-        self._table = SlotTable(num_slots)
+        self._table = SlotTable(num_slots, max_cached_tokens or num_slots * context_tokens)
         self._has_moved = False
         self._waiting: deque[Request] = deque()
         self._running: dict[int, Request] = {}
@@ -63,9 +67,12 @@ class Scheduler:
         return self._table.num_copies
 
     def add(self, request: Request) -> None:
-        """Queue a request. Its prompt holds 1 to ``context_tokens - 1`` tokens."""
+        """Queue a request. Its prompt holds 1 to ``context_tokens - 1`` tokens, and all of it fits memory."""
         if not 0 < len(request.prompt_ids) < self._context_tokens:
             raise ValueError(f"this is a bug: a prompt of {len(request.prompt_ids)} tokens was admitted")
+        most, room = request.most_tokens(self._context_tokens), self._table.memory.max_tokens
+        if most > room:
+            raise ValueError(f"this is a bug: a request of {most} tokens was admitted to a cache of {room}")
         self._waiting.append(request)
 
     def abort(self, request_id: int) -> None:
@@ -85,7 +92,7 @@ class Scheduler:
             self._load(prefilling)
         decoding = [request for request in self._running.values() if not request.is_prefilling]
         if len(decoding) == len(self._running) == 1 and (guessing := self._guess(decoding[0])):
-            return guessing
+            return self._with_changes(guessing)
         self._compact(decoding)
         samples = [self._sample(request, row) for row, request in enumerate(decoding)]
         chunk = None
@@ -94,18 +101,19 @@ class Scheduler:
             if chunk.start + len(chunk.tokens) == len(prefilling.prompt_ids):
                 samples.append(self._sample(prefilling, len(decoding) + len(chunk.tokens) - 1))
         rows = tuple(self._decode_row(request) for request in decoding)
-        return StepPlan(rows, chunk, tuple(samples), self._table.copies)
+        return self._with_changes(StepPlan(rows, chunk, tuple(samples)))
 
     def commit(self, plan: StepPlan, tokens: Sequence[int]) -> list[TokenEvent]:
         """Take the tokens that a plan's run chose, advance its requests and free the finished ones."""
         self._end_step()
+        self._table.memory.released()
         by_slot = {request.slot: request for request in self._running.values()}
         for row in plan.decode:
             self._computed(by_slot[row.slot], (row.token,))
         if plan.chunk:
             chunk, request = plan.chunk, by_slot[plan.chunk.slot]
             wrong = num_wrong(chunk, tokens)
-            self._computed(request, chunk.tokens[: len(chunk.tokens) - wrong])
+            self._computed(request, chunk.tokens[: len(chunk.tokens) - wrong], wrong)
             learn(request, chunk.num_guesses, wrong)
             tokens = tokens[: len(tokens) - wrong]
         events = (
@@ -118,7 +126,7 @@ class Scheduler:
     def fail(self, plan: StepPlan) -> list[FailedEvent]:
         """End every request that had part in a failed run, and forget what is in the slots it wrote to.
 
-        A request that only had tokens copied to it starts over.
+        A request that only had tokens copied to it starts over. Memory is given back by the next run.
         """
         self._end_step()
         slots = {row.slot for row in plan.decode} | ({plan.chunk.slot} if plan.chunk else set())
@@ -151,10 +159,13 @@ class Scheduler:
         self._table.check_integrity()
 
     def _admit(self) -> None:
-        while self._waiting and self._table.free:
-            request = self._waiting.popleft()
-            request.slot = self._table.allocate(list(request.prompt_ids), request.salt)
-            self._running[request.request_id] = request
+        while self._waiting:
+            request = self._waiting[0]
+            most = request.most_tokens(self._context_tokens)
+            request.slot = take_slot(self._table, list(request.prompt_ids), request.salt, most)
+            if request.slot is None:
+                return
+            self._running[request.request_id] = self._waiting.popleft()
             self._load(request)
 
     def _load(self, request: Request) -> None:
@@ -167,20 +178,22 @@ class Scheduler:
         if self._has_moved:
             return
         by_slot = {_slot(request): request for request in decoding}
-        move = best_move(
+        best = best_move(
             sorted(by_slot),
             self._table.free,
-            lambda slot: _tokens_left(by_slot[slot]) >= MIN_TOKENS_LEFT,
+            lambda slot: by_slot[slot].num_left >= MIN_TOKENS_LEFT,
             self._table.last_used,
         )
-        if move:
-            self._table.move(*move)
-            by_slot[move[0]].slot = move[1]
+        if best and move(self._table, *best):
+            by_slot[best[0]].slot = best[1]
             self._has_moved = True
 
-    def _computed(self, request: Request, tokens: Sequence[int]) -> None:
+    def _with_changes(self, plan: StepPlan) -> StepPlan:
+        return replace(plan, copies=self._table.copies, releases=self._table.memory.releases)
+
+    def _computed(self, request: Request, tokens: Sequence[int], num_wrong: int = 0) -> None:
         request.num_computed += len(tokens)
-        self._table.append(_slot(request), tokens)
+        self._table.append(_slot(request), tokens, num_wrong)
 
     def _end_step(self) -> None:
         self._table.copied()
@@ -204,8 +217,8 @@ class Scheduler:
 
     def _guess(self, request: Request) -> StepPlan | None:
         """A step that checks guesses at what the only request says next."""
-        left = min(_tokens_left(request), self._context_tokens - request.num_tokens)
-        return guessing_step(request, min(self._budget.num_guesses, left - 1), self._table.copies)
+        left = request.most_tokens(self._context_tokens) - request.num_tokens
+        return guessing_step(request, min(self._budget.num_guesses, left - 1))
 
     def _decode_row(self, request: Request) -> DecodeRow:
         return DecodeRow(_slot(request), request.output_ids[-1], request.num_computed)
@@ -217,24 +230,11 @@ class Scheduler:
         request.output_ids.append(token)
         if request.lookup:
             request.lookup.extend((token,))
-        reason = self._finish_reason(request, token)
+        reason = request.finish_reason(self._eos_token_ids, self._context_tokens)
         if reason:
             self._free(request)
         is_first = len(request.output_ids) == 1
         return TokenEvent(request.request_id, token, reason, request.num_cached if is_first else 0)
-
-    def _finish_reason(self, request: Request, token: int) -> FinishReason | None:
-        if token in self._eos_token_ids and not request.params.ignore_eos:
-            return FinishReason.EOS
-        if len(request.output_ids) >= request.params.max_tokens:
-            return FinishReason.LENGTH
-        if request.num_tokens >= self._context_tokens:
-            return FinishReason.CONTEXT_LIMIT
-        return None
-
-
-def _tokens_left(request: Request) -> int:
-    return request.params.max_tokens - len(request.output_ids)
 
 
 def _slot(request: Request) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
+from llm_grpc.engine.slot_memory import SlotMemory
 from llm_grpc.engine.step_plan import SlotCopy
 
 
@@ -25,10 +26,12 @@ class SlotTable:
     """The scheduler's books on the slots, free ones and owned ones.
 
     They say what the memory holds once ``copies`` are done, one after the other, before the next run. A free
-    slot keeps its tokens until somebody takes it. ``num_copies`` counts all copies there were.
+    slot keeps its tokens until somebody takes it, or needs its ``memory``. ``num_copies`` counts all copies
+    there were.
     """
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, max_tokens: int) -> None:
+        self.memory = SlotMemory(num_slots, max_tokens)
         self._slots = tuple(_Slot() for _ in range(num_slots))
         self._free = set(range(num_slots))
         self._uses = itertools.count(1)
@@ -45,17 +48,29 @@ class SlotTable:
         """What the next run has to copy first, in this order."""
         return tuple(self._copies)
 
+    @property
+    def settled(self) -> Iterator[int]:
+        """Slots that no copy of the next run reads or writes."""
+        copied = {slot for copy in self._copies for slot in (copy.source, copy.target)}
+        return (slot for slot in range(len(self._slots)) if slot not in copied)
+
     def tokens(self, slot: int) -> Sequence[int]:
         """The tokens that a slot holds."""
         return self._slots[slot].tokens
 
-    def allocate(self, prompt: list[int], salt: str | None) -> int:
-        """Take the free slot that is missed least: one whose tokens all begin the prompt, the longest of
-        them; else the lowest empty one; else the one used longest ago.
+    def best(self, prompt: list[int], salt: str | None) -> int:
+        """The free slot that is missed least: one whose tokens all begin the prompt, the longest of them;
+        else the lowest empty one; else the one used longest ago.
         """
-        slot = min(self._free, key=lambda each: self._loss(each, prompt, salt))
+        return min(self._free, key=lambda each: self._loss(each, prompt, salt))
+
+    def donor(self, slot: int, prompt: list[int], salt: str | None) -> int:
+        """The slot that holds most of the prompt's beginning; ``slot`` where none has more than it."""
+        return self._longest(slot, prompt, salt)[0]
+
+    def take(self, slot: int) -> None:
+        """Make a free slot owned."""
         self._free.remove(slot)
-        return slot
 
     def load(self, slot: int, prompt: list[int], salt: str | None) -> int:
         """Make an owned slot hold as much of the prompt as any slot of its salt does, and nothing else.
@@ -69,9 +84,16 @@ class SlotTable:
         self._slots[slot].tokens, self._slots[slot].salt = prompt[:length], salt
         return length
 
-    def append(self, slot: int, tokens: Sequence[int]) -> None:
-        """A run computed ``tokens`` behind those of an owned slot."""
-        self._slots[slot].tokens.extend(tokens)
+    def append(self, slot: int, tokens: Sequence[int], num_wrong: int = 0) -> None:
+        """A run computed ``tokens`` behind those of an owned slot, and then ``num_wrong`` of no use."""
+        held = self._slots[slot].tokens
+        held.extend(tokens)
+        self.memory.touch(slot, len(held) + num_wrong)
+
+    def cut(self, slot: int, num_kept: int) -> None:
+        """Forget what is behind the first ``num_kept`` positions, and give its memory back."""
+        del self._slots[slot].tokens[num_kept:]
+        self.memory.release(slot, num_kept)
 
     def move(self, source: int, target: int) -> None:
         """Make the free slot ``target`` owned instead of ``source``, with all that it holds.
@@ -87,6 +109,7 @@ class SlotTable:
 
     def release(self, slot: int) -> None:
         """Make an owned slot free. It keeps what others may use."""
+        self.memory.promise(slot, 0)
         released = self._slots[slot]
         released.last_used = next(self._uses)
         if released.salt is None:
@@ -94,8 +117,9 @@ class SlotTable:
         self._free.add(slot)
 
     def forget(self, slot: int) -> None:
-        """What a slot holds is not known any more."""
+        """What an owned slot holds is not known any more, nor how much of it was written."""
         self._slots[slot].tokens = []
+        self.memory.touch(slot, self.memory.promised(slot))
 
     def last_used(self, slot: int) -> int:
         """When a slot was last used, in uses; -1 where it holds nothing, so that nothing is older."""
@@ -109,6 +133,11 @@ class SlotTable:
         """Raise AssertionError where a free slot keeps what nobody may use."""
         kept = [slot for slot in self._free if self._slots[slot].salt is None and self._slots[slot].tokens]
         assert not kept, f"this is a bug: free slots {kept} keep tokens of requests that share nothing"
+        self.memory.check_integrity()
+        unfunded = [
+            slot for slot, held in enumerate(self._slots) if len(held.tokens) > self.memory.touched(slot)
+        ]
+        assert not unfunded, f"this is a bug: slots {unfunded} hold tokens where there is no memory"
 
     def _loss(self, slot: int, prompt: list[int], salt: str | None) -> tuple[int, int, int]:
         held = self._slots[slot]
@@ -135,6 +164,7 @@ class SlotTable:
     def _copy(self, source: int, target: int, num_tokens: int) -> None:
         self._slots[source].last_used = next(self._uses)
         self._copies.append(SlotCopy(source, target, num_tokens))
+        self.memory.touch(target, num_tokens)
         self.num_copies += 1
 
 

@@ -18,6 +18,14 @@ class SlotCopy:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotRelease:
+    """Nobody reads what is behind the first ``num_kept`` positions of ``slot``: its memory is given back."""
+
+    slot: int
+    num_kept: int
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeRow:
     """One token of a running sequence: ``token`` goes to ``position`` of ``slot``, after all before it."""
 
@@ -56,14 +64,15 @@ class Sample:
 class StepPlan:
     """A packed batch: the decode rows come first, then the chunk's tokens. Never empty.
 
-    ``copies`` are done before anything is computed, one after the other. Slots hold what may be used later,
-    also those that a plan does not name: nothing is written but what the plan says.
+    ``releases`` are done first, then ``copies``, one after the other, then the rest is computed. Slots hold
+    what may be used later, also those that a plan does not name: nothing is written but what the plan says.
     """
 
     decode: tuple[DecodeRow, ...]
     chunk: PrefillChunk | None
     samples: tuple[Sample, ...]
     copies: tuple[SlotCopy, ...] = ()
+    releases: tuple[SlotRelease, ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -67,6 +67,8 @@ class SlotRunner:
 
     def logits(self, plan: StepPlan) -> NDArray[np.float32]:
         """Compute the plan and return the logits ``[samples, vocabulary]``, valid until the next run."""
+        for release in plan.releases:
+            self._pool.release(release.slot, release.num_kept)
         for copy in plan.copies:
             self._pool.copy(copy.source, copy.target, copy.num_tokens)
         decode, chunk = self._halves(self._first_tokens.decode_rows(plan), plan.chunk)

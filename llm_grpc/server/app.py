@@ -16,6 +16,8 @@ from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.engine.step_budget import StepBudget
 from llm_grpc.engine.warm_up import warm_up
 from llm_grpc.errors import StartupError
+from llm_grpc.kv_budget import KvBudget, kv_budget
+from llm_grpc.machine import available_memory_bytes, format_bytes
 from llm_grpc.manifest import Manifest, check_digests, load_manifest, manifest_digest
 from llm_grpc.metrics import Metrics
 from llm_grpc.runtime.slot_runner import SlotRunner
@@ -65,6 +67,7 @@ class Server:
         self._model_config, self._engine_config, self._config = model, engine, server
         self._manifest = load_manifest(model.model)
         self._context_tokens = _context_tokens(engine, self._manifest)
+        self._kv_tokens = self._pool_tokens = engine.max_running * self._context_tokens
         self._make_runner = make_runner
         self._models = Models(model.model_name or self._manifest.name)
         self.admission = Admission(engine.max_running, engine.max_waiting)
@@ -141,8 +144,16 @@ class Server:
         tokenizer = TextTokenizer(self._model_config.model / manifest.tokenizer, self._context_tokens - 1)
         tokenizer.check_ids(manifest.vocabulary_size)
         runner, budget = await asyncio.to_thread(self._warm_runner)
+        self._kv_tokens = self._kv_budget().num_tokens
+        context_tokens = min(self._context_tokens, self._kv_tokens)
+        tokenizer.max_prompt_tokens = context_tokens - 1
         scheduler = Scheduler(
-            config.max_running, self._context_tokens, config.chunk_tokens, manifest.eos_token_ids, budget
+            config.max_running,
+            context_tokens,
+            config.chunk_tokens,
+            manifest.eos_token_ids,
+            budget,
+            self._kv_tokens,
         )
         loop = asyncio.get_running_loop()
         interval_s = self._config.stream_interval_ms / 1000
@@ -153,11 +164,17 @@ class Server:
                 name=self._models.name,
                 manifest=manifest,
                 digest=manifest_digest(self._model_config.model),
-                context_tokens=self._context_tokens,
+                context_tokens=context_tokens,
                 max_message_bytes=self._config.max_message_bytes,
                 prefix_reuse=config.prefix_reuse,
                 defaults=self._model_config,
-                generator=TextGenerator(tokenizer, self._engine, self.admission, self._metrics),
+                generator=TextGenerator(
+                    tokenizer,
+                    self._engine,
+                    self.admission,
+                    self._metrics,
+                    context_tokens if context_tokens < self._context_tokens else None,
+                ),
             )
         )
         await self._update_health()
@@ -174,6 +191,19 @@ class Server:
             dataclasses.asdict(budget),
         )
         return runner, budget
+
+    def _kv_budget(self) -> KvBudget:
+        """Memory for keys and values; the model is loaded, so that what is available now can be theirs."""
+        cache, asked = self._manifest.kv_cache, self._engine_config.kv_cache_memory
+        budget = kv_budget(asked, available_memory_bytes(), cache.token_bytes, self._pool_tokens)
+        log.info(
+            "weights of %s; up to %s for keys and values, %d tokens of %s",
+            format_bytes(self._manifest.weights_bytes),
+            format_bytes(budget.num_bytes),
+            budget.num_tokens,
+            format_bytes(budget.token_bytes),
+        )
+        return budget
 
     def _on_engine_health(self) -> None:
         if self._engine and not self._engine.is_alive and not self._draining:
@@ -192,7 +222,7 @@ class Server:
             requests_waiting=max(0, self.admission.held - load.num_running),
             max_running=config.max_running,
             max_waiting=config.max_waiting,
-            kv_utilization=load.num_cached_tokens / (config.max_running * self._context_tokens),
+            kv_utilization=load.num_cached_tokens / self._kv_tokens,
             ready=self._health.is_ready,
             draining=self._draining,
         )

@@ -42,6 +42,7 @@ def to_sampling_params(request: llm_pb2.GenerateTextRequest, model: ServedModel)
     temperature = _temperature(request, model)
     return SamplingParams(
         max_tokens=_max_tokens(request.max_tokens, model),
+        max_tokens_asked=request.max_tokens != 0,
         temperature=temperature,
         top_p=_top_p(sampling.top_p) if sampling.HasField("top_p") else model.defaults.top_p,
         top_k=_top_k(sampling.top_k) if sampling.HasField("top_k") else model.defaults.top_k,

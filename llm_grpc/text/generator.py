@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from llm_grpc.engine.async_engine import AsyncEngine
 from llm_grpc.engine.request import TokenEvent
+from llm_grpc.errors import InvalidParameter
 from llm_grpc.metrics import Metrics, RequestClock
 from llm_grpc.sampling_params import FinishReason, SamplingParams
 from llm_grpc.text.admission import Admission
@@ -38,15 +39,24 @@ def joined(deltas: Sequence[TextDelta]) -> TextDelta:
 
 
 class TextGenerator:
-    """Serves text from one model. Lives on the event loop; all the state of a request is its coroutine's."""
+    """Serves text from one model. Lives on the event loop; all the state of a request is its coroutine's.
+
+    ``max_request_tokens`` is what the cache has memory for, where that is less than the model's context.
+    """
 
     def __init__(
-        self, tokenizer: TextTokenizer, engine: AsyncEngine, admission: Admission, metrics: Metrics
+        self,
+        tokenizer: TextTokenizer,
+        engine: AsyncEngine,
+        admission: Admission,
+        metrics: Metrics,
+        max_request_tokens: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._engine = engine
         self._admission = admission
         self._metrics = metrics
+        self._max_request_tokens = max_request_tokens
 
     async def generate(
         self, prompt: str | Sequence[int], params: SamplingParams
@@ -61,11 +71,13 @@ class TextGenerator:
         Raises:
             QueueFull: as many requests run and wait as the server admits.
             PromptTooLong: the prompt has more tokens than the model takes.
+            InvalidParameter: the prompt and what is asked for together never fit the memory of the cache.
             EngineFailed: a run of the model failed.
         """
         with self._admission.permit():
             clock = RequestClock(self._metrics)
             prompt_ids = await self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+            self._check_memory(len(prompt_ids), params)
             clock.prompt(len(prompt_ids))
             text = _Text(Detokenizer(self._tokenizer, prompt_ids), params)
             async with aclosing(self._engine.generate(prompt_ids, params)) as batches:
@@ -80,6 +92,15 @@ class TextGenerator:
                         yield delta
                     if delta.finish_reason:
                         return
+
+    def _check_memory(self, num_prompt: int, params: SamplingParams) -> None:
+        limit = self._max_request_tokens
+        if limit is not None and params.max_tokens_asked and num_prompt + params.max_tokens > limit:
+            raise InvalidParameter(
+                "max_tokens",
+                f"is {params.max_tokens} after a prompt of {num_prompt} tokens, and the limit is {limit} "
+                "tokens in all, which is what the cache has memory for",
+            )
 
 
 class _Text:

@@ -13,7 +13,6 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from llm_grpc.cli.model import kv_bytes_per_token
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk
 from llm_grpc.errors import ExportError, ManifestError
 from llm_grpc.export.calibrate import Calibration, calibrate
@@ -158,7 +157,7 @@ def test_the_cache_in_place_is_the_fp32_one_in_a_quarter_of_the_bytes(pair: Pair
             step = steps[kind].reshape(codes.shape[1], 1, -1)
             beyond = np.maximum(np.abs(wanted) - 127 * step, 0)
             assert (np.abs(codes * step - wanted) <= 0.501 * step + beyond).all()
-    per_token = [kv_bytes_per_token(load_manifest(path)) for path in (pair.int8, pair.fp32)]
+    per_token = [load_manifest(path).kv_cache.token_bytes for path in (pair.int8, pair.fp32)]
     assert per_token[0] * 4 == per_token[1]
 
 

@@ -107,6 +107,8 @@ class ScriptedRunner:
     def _write(self, plan: StepPlan) -> list[list[int]]:
         """Write the plan's tokens; return, for each packed token, its slot's tokens up to and with it."""
         histories: list[list[int]] = []
+        for release in plan.releases:
+            self.cache[release.slot] = self.cache.get(release.slot, [])[: release.num_kept]
         for copy in plan.copies:
             self._copy(copy)
         slots = [row.slot for row in plan.decode] + ([plan.chunk.slot] if plan.chunk else [])
@@ -143,6 +145,8 @@ class ScriptedRunner:
         cached = self.cache.get(slot, [])
         if slot in self._guessed:
             del cached[position:]  # guesses that were wrong
+        elif cached[position:] == [token]:
+            del cached[position:]  # the same once more, as warming up does
         _check(position == len(cached), f"slot {slot} holds {len(cached)} tokens, written at {position}")
         cached.append(token)
         histories.append(cached[:])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_grpc import machine
 from llm_grpc.machine import (
     available_memory_bytes,
     format_bytes,
@@ -42,6 +43,59 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 )
 def test_a_size_is_written(count: float, text: str) -> None:
     assert format_bytes(count) == text
+
+
+CGROUP_FILES = {
+    "2": ("memory.max", "memory.current", "memory.stat", "anon 1\ninactive_file 30\nslab 5"),
+    "1": (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "inactive_file 1\ntotal_inactive_file 30",
+    ),
+}
+
+
+@pytest.mark.parametrize("version", CGROUP_FILES)
+@pytest.mark.parametrize(
+    ("limit", "used", "total", "available"),
+    [
+        pytest.param("1000", "600", 1000, 430, id="what others of the container use is gone"),
+        pytest.param("1000", "1200", 1000, 0, id="over the limit"),
+        pytest.param("max", "600", None, None, id="no limit"),
+        pytest.param("9223372036854771712", "600", None, None, id="no limit, as a number"),
+        pytest.param("1000", None, 1000, 1000, id="use is not told"),
+    ],
+)
+def test_a_container_has_what_its_limit_leaves(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str,
+    limit: str,
+    used: str | None,
+    total: int | None,
+    available: int | None,
+) -> None:
+    limit_file, used_file, stat_file, stat = CGROUP_FILES[version]
+    (tmp_path / "memory").mkdir()
+    (tmp_path / limit_file).write_text(f"{limit}\n")
+    if used is not None:
+        (tmp_path / used_file).write_text(f"{used}\n")
+        (tmp_path / stat_file).write_text(f"{stat}\n")
+    at = {path: tmp_path / path.relative_to("/sys/fs/cgroup") for c in machine._CGROUPS for path in c[:3]}
+    moved = tuple(c._replace(limit=at[c.limit], usage=at[c.usage], stat=at[c.stat]) for c in machine._CGROUPS)
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       16384 kB\nMemAvailable:    8192 kB\n")
+    monkeypatch.setattr(machine, "_CGROUPS", moved)
+    monkeypatch.setattr(machine, "_MEMINFO", meminfo)
+    assert total_memory_bytes() == (total or machine._machine_memory_bytes())
+    assert available_memory_bytes() == (8192 * 1024 if available is None else available)
+
+
+def test_without_proc_all_memory_is_available(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_CGROUPS", ())
+    monkeypatch.setattr(machine, "_MEMINFO", tmp_path / "nothing")
+    assert available_memory_bytes() == total_memory_bytes()
 
 
 def test_this_machine_has_memory_and_disk(tmp_path: Path) -> None:

@@ -138,11 +138,14 @@ def num_packed(runner: SlotRunner) -> int:
 class Server:
     """A scheduler over the embedded model, as the engine drives it."""
 
-    def __init__(self, num_slots: int = 4, chunk_tokens: int = 16, num_guesses: int = 0) -> None:
+    def __init__(
+        self, num_slots: int = 4, chunk_tokens: int = 16, num_guesses: int = 0, room: int | None = None
+    ) -> None:
         self.runner = make_runner(num_slots)
         warm_up(self.runner, num_slots, chunk_tokens)
         budget = StepBudget(chunk_tokens, num_guesses)
-        self.scheduler = Scheduler(num_slots, CONTEXT, chunk_tokens, {0}, budget)
+        self.scheduler = Scheduler(num_slots, CONTEXT, chunk_tokens, {0}, budget, room)
+        self.num_releases = 0
         self.num_steps = 0
         self.said: dict[int, list[int]] = {}
         self.found: dict[int, int] = {}
@@ -157,6 +160,7 @@ class Server:
 
     def steps(self, count: int = 10_000) -> None:
         while count and (plan := self.scheduler.schedule()):
+            self.num_releases += len(plan.releases)
             for event in self.scheduler.commit(plan, self.runner.run(plan)):
                 self.said[event.request_id].append(event.token_id)
                 self.found[event.request_id] += event.cached_tokens
@@ -213,6 +217,18 @@ def test_answers_with_the_cache_are_those_without_it(alone: list[list[int]], num
     shared = len(encode("Translate to French: the ")) - 1
     assert all(found >= min(shared, 4) for found in list(server.found.values())[1:])
     assert server.scheduler.num_copies <= 3 * len(PROMPTS), "two for a prompt, and its moves"
+
+
+@pytest.mark.parametrize("room", [70, 100, 150])
+def test_answers_where_memory_is_short_are_those_where_it_is_not(alone: list[list[int]], room: int) -> None:
+    """What is released and taken again is computed anew; what is kept beside it is what it was."""
+    server = Server(num_slots=6, room=room)
+    for prompt in PROMPTS:
+        server.add(prompt)
+        server.steps(3)
+    server.steps()
+    assert list(server.said.values()) == alone
+    assert server.num_releases > 0
 
 
 def test_a_long_shared_beginning_is_computed_once(alone: list[list[int]]) -> None:
