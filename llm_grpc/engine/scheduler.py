@@ -105,6 +105,7 @@ class Scheduler:
 
     def commit(self, plan: StepPlan, tokens: Sequence[int]) -> list[TokenEvent]:
         """Take the tokens that a plan's run chose, advance its requests and free the finished ones."""
+        chosen = list(zip(plan.samples, tokens, strict=True))
         self._end_step()
         self._table.memory.released()
         by_slot = {request.slot: request for request in self._running.values()}
@@ -115,10 +116,10 @@ class Scheduler:
             wrong = num_wrong(chunk, tokens)
             self._computed(request, chunk.tokens[: len(chunk.tokens) - wrong], wrong)
             learn(request, chunk.num_guesses, wrong)
-            tokens = tokens[: len(tokens) - wrong]
+            chosen = chosen[: len(chosen) - wrong]
         events = (
             self._advance(self._running[sample.request_id], token)
-            for sample, token in zip(plan.samples, tokens, strict=False)
+            for sample, token in chosen
             if sample.request_id in self._running  # not after a guess that ended it
         )
         return list(events)

@@ -28,8 +28,9 @@ class StepBudget:
     num_guesses: int = 0
 
     def beside(self, num_decoding: int) -> int:
-        """Prompt tokens beside so many decode rows: what makes a whole number of tiles."""
-        return max((num_decoding + self.mixed_tokens) // TILE * TILE - num_decoding, 1)
+        """Prompt tokens beside so many decode rows: what makes whole tiles, unless that is less than half."""
+        tiled = (num_decoding + self.mixed_tokens) // TILE * TILE - num_decoding
+        return tiled if 2 * tiled >= self.mixed_tokens else self.mixed_tokens
 
 
 def measured_budget(seconds: Callable[[int, int], float], num_rows: int, chunk_tokens: int) -> StepBudget:

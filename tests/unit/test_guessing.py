@@ -143,9 +143,9 @@ def test_a_sequence_may_come_in_parts(first: list[int], second: list[int]) -> No
 @given(st.integers(1, 40), st.integers(1, 300))
 def test_a_mixed_step_is_whole_tiles(num_decoding: int, mixed_tokens: int) -> None:
     found = StepBudget(mixed_tokens).beside(num_decoding)
-    assert 1 <= found <= max(mixed_tokens, 1)
-    assert found == 1 or (found + num_decoding) % TILE == 0
-    assert found == 1 or mixed_tokens - found < TILE
+    assert mixed_tokens / 2 <= found <= mixed_tokens
+    assert found == mixed_tokens or (found + num_decoding) % TILE == 0
+    assert mixed_tokens - found < TILE
 
 
 def costs(fixed: float, per_row: float) -> Callable[[int, int], float]:
