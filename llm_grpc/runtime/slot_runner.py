@@ -48,7 +48,7 @@ class SlotRunner:
                 f"{model_dir} computes in {manifest.kv_cache.dtype}, which needs an NVIDIA GPU, and this "
                 "build runs on CPUs: export it in fp32"
             )
-        session = open_session(model_dir / manifest.graph, threads, packs)
+        session = open_session(model_dir / manifest.graph, threads, packs, manifest.weights_bytes)
         check_interface(session, manifest)
         self._has_wide_cache = manifest.kv_cache.dtype != "int8"
         self._vocabulary = manifest.vocabulary_size
