@@ -179,4 +179,5 @@ def test_an_exported_llama_has_a_node_for_each_norm_and_none_for_rotations(model
     layers = found["GroupQueryAttention"] // 2
     assert found["SimplifiedLayerNormalization"] == 1, "the first; the others come after a sum"
     assert found["SkipSimplifiedLayerNormalization"] == 2 * layers
-    assert not found.keys() & {"Neg", "Sqrt", "ReduceMean", "RotaryEmbedding", "Cos", "Slice"}
+    assert found["Slice"] == 3 * layers, "a half each, and the rows of the first that are wanted"
+    assert not found.keys() & {"Neg", "Sqrt", "ReduceMean", "RotaryEmbedding", "Cos"}
