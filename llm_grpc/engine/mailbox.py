@@ -33,9 +33,8 @@ class Mailbox:
         else:
             self._events.append(event)
             is_end = event.finish_reason is not None
-        if (
-            self._is_open
-        ):  # a loop may call a little early: no timer may outlive the hand-over that it was for
+        # A loop may call a little early: no timer may outlive the hand-over that it was for.
+        if self._is_open:
             return
         if is_end or not self._interval_s or self._loop.time() >= self._due_s:
             self._open()

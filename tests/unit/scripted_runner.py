@@ -145,8 +145,6 @@ class ScriptedRunner:
         cached = self.cache.get(slot, [])
         if slot in self._guessed:
             del cached[position:]  # guesses that were wrong
-        elif cached[position:] == [token]:
-            del cached[position:]  # the same once more, as warming up does
         _check(position == len(cached), f"slot {slot} holds {len(cached)} tokens, written at {position}")
         cached.append(token)
         histories.append(cached[:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,12 +85,17 @@ _BY_ELEMENT = frozenset(
 
 def _ranks(node: ir.Node) -> bool:
     """Whether what comes out of ``node`` is ranked before another matrix sees it."""
+    return reaches(node, "TopK", _BY_ELEMENT)
+
+
+def reaches(node: ir.Node, op_type: str, through: Collection[str]) -> bool:
+    """Whether what comes out of ``node`` gets to a node of ``op_type`` by none but those of ``through``."""
     waiting, seen = list(node.outputs), set()
     while waiting:
         for user, _ in waiting.pop().uses():
-            if user.op_type == "TopK":
+            if user.op_type == op_type:
                 return True
-            if user.op_type in _BY_ELEMENT and user not in seen:
+            if user.op_type in through and user not in seen:
                 seen.add(user)
                 waiting.extend(user.outputs)
     return False

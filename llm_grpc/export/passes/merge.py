@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from llm_grpc.export.passes.linears import Group, Linear, bias_of, groups_of
+from llm_grpc.export.passes.linears import Group, Linear, bias_of, groups_of, reaches
 from llm_grpc.export.passes.weights import SOURCES, add_constant, add_weight, array_of, drop_unused
 
 
@@ -18,7 +18,7 @@ def merge_projections(model: ir.Model) -> None:
     for group in groups_of(model):
         linears = group.linears
         is_plain = len(linears) > 1 and not any(linear.is_transposed for linear in linears)
-        if is_plain and all(_is_attended(linear.node) for linear in linears):
+        if is_plain and all(reaches(linear.node, "GroupQueryAttention", _ON_THE_WAY) for linear in linears):
             _merge(model.graph, group)
 
 
@@ -37,19 +37,6 @@ _ON_THE_WAY = frozenset(
     }
 )
 """What may stand between a projection and the attention."""
-
-
-def _is_attended(node: ir.Node) -> bool:
-    """Whether what comes out of ``node`` gets to an attention node by nothing but ``_ON_THE_WAY``."""
-    waiting, seen = list(node.outputs), set()
-    while waiting:
-        for user, _ in waiting.pop().uses():
-            if user.op_type == "GroupQueryAttention":
-                return True
-            if user.op_type in _ON_THE_WAY and user not in seen:
-                seen.add(user)
-                waiting.extend(user.outputs)
-    return False
 
 
 def _merge(graph: ir.Graph, group: Group) -> None:
