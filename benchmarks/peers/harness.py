@@ -164,6 +164,8 @@ def _measure(contestant: Contestant, groups: Sequence[Sequence[Request]]) -> dic
         for request in group:
             request.due = request.start = due
         contestant.run(group)
+        if most_running(group) > MAX_RUNNING:
+            raise RuntimeError(f"{most_running(group)} requests ran at once, and {MAX_RUNNING} may")
     wall = time.perf_counter() - start
     return {
         "requests": [request.as_record(start) for group in groups for request in group],
@@ -171,6 +173,12 @@ def _measure(contestant: Contestant, groups: Sequence[Sequence[Request]]) -> dic
         "peak_bytes": sum(_peak_bytes(process) for process in contestant.processes),
         "wall_s": wall,
     }
+
+
+def most_running(requests: Sequence[Request]) -> int:
+    """The most requests that were between their first token and their last at any one time."""
+    spans = [(request.times[0], request.times[-1]) for request in requests if request.times]
+    return max((sum(first <= at <= last for first, last in spans) for at, _ in spans), default=0)
 
 
 def _cpu_s(processes: Sequence[int]) -> float:

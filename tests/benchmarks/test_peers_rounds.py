@@ -19,11 +19,16 @@ from benchmarks.peers.harness import main
 
 class Fake:
     processes = [os.getpid()]
+    def __init__(self, most):
+        self.most = most
     def run(self, requests):
-        for request in requests:
-            request.begin()
-            while not request.is_done:
-                request.stamp()
+        for start in range(0, len(requests), self.most):
+            batch = requests[start : start + self.most]
+            for request in batch:
+                request.begin()
+            for _ in range(max(request.max_tokens for request in batch)):
+                for request in batch:
+                    request.stamp()
 
 @contextmanager
 def load(model, threads):
@@ -31,7 +36,7 @@ def load(model, threads):
         raise ValueError("there | is no such kernel")
     if model.name == "hangs":
         time.sleep(60)
-    yield Fake()
+    yield Fake(17 if model.name == "greedy" else 16)
 
 main(load, ["pytest"])
 """
@@ -74,6 +79,12 @@ def test_who_fails_is_named_and_the_others_go_on(script: Path, settings: Setting
         ("broken", 1, False),
     ]
     assert outcomes[0].error == "exit code 1: ValueError: there | is no such kernel"
+
+
+def test_who_runs_more_at_once_than_the_others_may_fails(script: Path, settings: Settings) -> None:
+    outcome = run_once(_entry("fake", script, "greedy"), "trace", 0, settings)
+
+    assert outcome.error == "exit code 1: RuntimeError: 17 requests ran at once, and 16 may"
 
 
 def test_who_hangs_is_ended(script: Path, settings: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,13 +27,21 @@ class Pipeline:
         self.processes = [os.getpid()]
 
     def run(self, requests: Sequence[Request]) -> None:
-        """Hand all of them over at once; its scheduler runs as many as it may."""
-        handles = [(request, self._add(i, request)) for i, request in enumerate(requests)]
-        while self.pipeline.has_non_finished_requests():
+        """Hand over as many as may run; the next one when one has ended.
+
+        With ``dynamic_split_fuse`` the library's scheduler starts all that it has, whatever ``max_num_seqs``
+        says (``_schedule_prompt_phase_dynamic_split_fuse`` in its scheduler.hpp does not look at it).
+        """
+        waiting, running = deque(enumerate(requests)), list[tuple[Request, Any]]()
+        while waiting or running:
+            while waiting and len(running) < MAX_RUNNING:
+                number, request = waiting.popleft()
+                running.append((request, self._add(number, request)))
             self.pipeline.step()
-            for request, handle in handles:
+            for request, handle in running:
                 if handle.can_read():
                     request.stamp(sum(len(output.generated_ids) for output in handle.read().values()))
+            running = [(request, handle) for request, handle in running if not request.is_done]
 
     def _add(self, number: int, request: Request) -> Any:
         request.begin()
