@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import takewhile
 
 TILE = 16
 """Rows that matrix kernels compute together: mixed steps are cut to a whole number of them."""
@@ -15,6 +15,9 @@ throughput: a few tokens take nearly as long as a tile of them."""
 
 MAX_GUESS_SLOWDOWN = 1.25
 """How much longer a step of one row may take because guesses are checked with it."""
+
+_SWEEPS = 3
+"""Times that each size is timed."""
 
 _LEAST_TOKENS = TILE
 """Of a prompt in a mixed step, however long it takes: a prompt has to get on."""
@@ -39,14 +42,28 @@ def measured_budget(seconds: Callable[[int, int], float], num_rows: int, chunk_t
     ``seconds`` runs a step of a number of decode rows and of chunk tokens. ``num_rows`` is the most rows that
     it is to be tried with, 0 if nothing can decode beside a chunk, and ``chunk_tokens`` the most tokens.
     """
-    mixed, guesses = _LEAST_TOKENS, 1
+    mixed = _LEAST_TOKENS
     if num_rows:
-        longest = MAX_SLOWDOWN * seconds(num_rows, 0)
-        within = takewhile(lambda n: seconds(num_rows, n) <= longest, _steps(_LEAST_TOKENS, chunk_tokens))
-        mixed = max(within, default=mixed)
-    longest_check = MAX_GUESS_SLOWDOWN * seconds(0, 1)
-    checked = takewhile(lambda n: seconds(0, n) <= longest_check, _steps(2, min(TILE, chunk_tokens)))
-    return StepBudget(mixed, max(checked, default=guesses) - 1)
+        sizes = _steps(_LEAST_TOKENS, chunk_tokens)
+        mixed = _largest(lambda size: seconds(num_rows, size), 0, sizes, MAX_SLOWDOWN) or mixed
+    checked = _steps(2, min(TILE, chunk_tokens))
+    guesses = _largest(lambda size: seconds(0, size), 1, checked, MAX_GUESS_SLOWDOWN)
+    return StepBudget(mixed, guesses - 1)
+
+
+def _largest(seconds: Callable[[int], float], base: int, sizes: Iterator[int], slowdown: float) -> int:
+    """The largest of ascending ``sizes`` that takes at most ``slowdown`` times as long as ``base``; or that.
+
+    All are timed in turn, several times, and the shortest time of each counts: what else the machine does
+    makes steps longer, never shorter, and it does it for longer than one size is timed.
+    """
+    tried, took = (base, *sizes), dict[int, float]()
+    for _ in range(_SWEEPS):
+        for size in tried:
+            took[size] = min(seconds(size), took.get(size, math.inf))
+            if took[size] > slowdown * took[base]:
+                break
+    return max(size for size in took if took[size] <= slowdown * took[base])
 
 
 def _steps(first: int, last: int) -> Iterator[int]:

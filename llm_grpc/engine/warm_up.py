@@ -18,10 +18,6 @@ _MAX_SLOTS = 16
 """More rows than this warm nothing that these did not."""
 
 
-_REPEATS = 3
-"""The shortest of so many runs is taken: what else the machine does makes runs longer, never shorter."""
-
-
 def warm_up(
     runner: ModelRunner, num_slots: int, chunk_tokens: int, clock: Callable[[], float] = time.perf_counter
 ) -> StepBudget:
@@ -38,12 +34,9 @@ def warm_up(
 
     def seconds(num_rows: int, num_chunk_tokens: int) -> float:
         chunk = PrefillChunk(last, 0, (0,) * num_chunk_tokens) if num_chunk_tokens else None
-        plan, took = _step(others[:num_rows], chunk), []
-        for _ in range(_REPEATS):
-            started = clock()
-            runner.run(plan)
-            took.append(clock() - started)
-        return min(took)
+        plan, started = _step(others[:num_rows], chunk), clock()
+        runner.run(plan)
+        return clock() - started
 
     budget = measured_budget(seconds, len(others), chunk_tokens)
     releases = tuple(SlotRelease(slot, 0) for slot in slots)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -163,6 +164,17 @@ def costs(fixed: float, per_row: float) -> Callable[[int, int], float]:
 )
 def test_the_budget_follows_what_steps_cost(seconds: Any, wanted: StepBudget) -> None:
     assert measured_budget(seconds, 16, 256) == wanted
+
+
+@pytest.mark.parametrize("slow", [range(12), range(3, 9), range(5, 14)], ids=["base", "smallest", "later"])
+def test_the_budget_is_that_of_a_machine_at_rest(slow: range) -> None:
+    """Something else takes four fifths of the machine for a while."""
+    exact, runs = costs(1.0, 0.02), itertools.count()
+
+    def seconds(rows: int, chunk: int) -> float:
+        return exact(rows, chunk) * (5 if next(runs) in slow else 1)
+
+    assert measured_budget(seconds, 16, 256) == measured_budget(exact, 16, 256)
 
 
 def test_without_rows_no_mixed_step_is_tried() -> None:
