@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,9 +70,9 @@ def prefill(runner: SlotRunner, ids: list[int]) -> Logits:
 
 def run_all_rows(runner: SlotRunner, rows: Sequence[DecodeRow], chunk: PrefillChunk | None) -> Logits:
     """The logits of every token of one step, those of the decode rows first; a copy."""
-    plan = StepPlan(tuple(rows), chunk, ())
+    plan = StepPlan(tuple(rows), (chunk,) if chunk else (), ())
     samples = tuple(Sample(row, row, 0, _GREEDY) for row in range(plan.num_tokens))
-    return runner.logits(StepPlan(plan.decode, chunk, samples)).copy()
+    return runner.logits(replace(plan, samples=samples)).copy()
 
 
 def _chunks(slot: int, ids: list[int]) -> Iterator[PrefillChunk]:
