@@ -26,7 +26,7 @@ def guessing_step(request: Request, limit: int) -> StepPlan | None:
     chunk = PrefillChunk(request.slot, request.num_computed, known, len(guesses))
     said = len(request.output_ids)
     samples = (Sample(request.request_id, row, said + row, request.params) for row in range(len(known)))
-    return StepPlan((), chunk, tuple(samples))
+    return StepPlan((), (chunk,), tuple(samples))
 
 
 def num_wrong(chunk: PrefillChunk, chosen: Sequence[int]) -> int:

@@ -101,7 +101,7 @@ class Scheduler:
             if chunk.start + len(chunk.tokens) == len(prefilling.prompt_ids):
                 samples.append(self._sample(prefilling, len(decoding) + len(chunk.tokens) - 1))
         rows = tuple(self._decode_row(request) for request in decoding)
-        return self._with_changes(StepPlan(rows, chunk, tuple(samples)))
+        return self._with_changes(StepPlan(rows, (chunk,) if chunk else (), tuple(samples)))
 
     def commit(self, plan: StepPlan, tokens: Sequence[int]) -> list[TokenEvent]:
         """Take the tokens that a plan's run chose, advance its requests and free the finished ones."""

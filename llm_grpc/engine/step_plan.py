@@ -26,6 +26,27 @@ class SlotRelease:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockGrant:
+    """Of lowering ``paged``: what ``slot`` writes from place ``first`` of its table on goes to ``blocks``.
+
+    A block holds the keys and values of ``block_size`` tokens in every layer; place ``i`` of a table has the
+    block of positions ``i * block_size`` and on. Grants of earlier plans hold until others take their places.
+    """
+
+    slot: int
+    first: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCopy:
+    """Of lowering ``paged``: all that block ``source`` holds goes to block ``target``."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
 class DecodeRow:
     """One token of a running sequence: ``token`` goes to ``position`` of ``slot``, after all before it."""
 
@@ -62,19 +83,30 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """A packed batch: the decode rows come first, then the chunk's tokens. Never empty.
+    """A packed batch: the decode rows come first, then the tokens of each chunk in turn. Never empty.
 
-    ``releases`` are done first, then ``copies``, one after the other, then the rest is computed. Slots hold
-    what may be used later, also those that a plan does not name: nothing is written but what the plan says.
+    ``releases`` are done first, then ``grants``, then ``copies`` and ``block_copies``, one after the other,
+    then the rest is computed. Slots and blocks hold what may be used later, also those that a plan does not
+    name: nothing is written but what the plan says. Lowering ``slots`` takes at most one chunk, and neither
+    grants nor copies of blocks; lowering ``paged`` takes those, and no copies or releases of slots.
     """
 
     decode: tuple[DecodeRow, ...]
-    chunk: PrefillChunk | None
+    chunks: tuple[PrefillChunk, ...]
     samples: tuple[Sample, ...]
     copies: tuple[SlotCopy, ...] = ()
     releases: tuple[SlotRelease, ...] = ()
+    grants: tuple[BlockGrant, ...] = ()
+    block_copies: tuple[BlockCopy, ...] = ()
+
+    @property
+    def chunk(self) -> PrefillChunk | None:
+        """The only chunk, None where there is none; ValueError where there are several."""
+        if len(self.chunks) > 1:
+            raise ValueError(f"this is a bug: {len(self.chunks)} chunks, and this lowering takes one")
+        return self.chunks[0] if self.chunks else None
 
     @property
     def num_tokens(self) -> int:
         """Packed tokens of the step."""
-        return len(self.decode) + (len(self.chunk.tokens) if self.chunk else 0)
+        return len(self.decode) + sum(len(chunk.tokens) for chunk in self.chunks)

@@ -51,4 +51,4 @@ def _step(slots: Sequence[int], chunk: PrefillChunk | None) -> StepPlan:
     chosen = [*range(len(rows)), *([num_tokens - 1] if chunk else [])]
     if num_tokens <= TILE:
         chosen = [*range(num_tokens)]
-    return StepPlan(rows, chunk, tuple(Sample(row, row, 0, WARM_UP) for row in chosen))
+    return StepPlan(rows, (chunk,) if chunk else (), tuple(Sample(row, row, 0, WARM_UP) for row in chosen))

@@ -54,6 +54,11 @@ class Job:
         return dtype_of(self.recipe.computes_in)
 
     @property
+    def is_paged(self) -> bool:
+        """Whether attention reads blocks."""
+        return self.recipe.lowering == "paged"
+
+    @property
     def graph(self) -> Path:
         """The graph's file."""
         return self.directory / GRAPH

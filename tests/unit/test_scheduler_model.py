@@ -265,7 +265,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if end == len(first.prompt):
                 samples.append(self.expect_sample(first, len(decoding) + end - first.computed - 1))
         rows = tuple(DecodeRow(e.slot, e.output[-1], len(e.prompt + e.output) - 1) for e in decoding)
-        return StepPlan(rows, chunk, tuple(samples), copies)
+        return StepPlan(rows, (chunk,) if chunk else (), tuple(samples), copies)
 
     def expect_sample(self, expected: Expected, row: int) -> Sample:
         return Sample(expected.request.request_id, row, len(expected.output), expected.params)

@@ -50,7 +50,7 @@ def logits(
     """The logits of every token of one step."""
     num_tokens = len(rows) + (len(chunk.tokens) if chunk else 0)
     samples = tuple(Sample(row, row, 0, PARAMS) for row in range(num_tokens))
-    return runner.logits(StepPlan(tuple(rows), chunk, samples, copies)).copy()
+    return runner.logits(StepPlan(tuple(rows), (chunk,) if chunk else (), samples, copies)).copy()
 
 
 def assert_close(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
