@@ -13,6 +13,7 @@ from llm_grpc.engine.async_engine import AsyncEngine
 from llm_grpc.engine.engine import Load
 from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.engine.scheduler import Scheduler
+from llm_grpc.engine.slots import Slots
 from llm_grpc.engine.step_budget import StepBudget
 from llm_grpc.engine.warm_up import warm_up
 from llm_grpc.errors import StartupError
@@ -147,14 +148,8 @@ class Server:
         self._kv_tokens = self._kv_budget().num_tokens
         context_tokens = min(self._context_tokens, self._kv_tokens)
         tokenizer.max_prompt_tokens = context_tokens - 1
-        scheduler = Scheduler(
-            config.max_running,
-            context_tokens,
-            config.chunk_tokens,
-            manifest.eos_token_ids,
-            budget,
-            self._kv_tokens,
-        )
+        memory = Slots(config.max_running, context_tokens, self._kv_tokens)
+        scheduler = Scheduler(memory, context_tokens, config.chunk_tokens, manifest.eos_token_ids, budget)
         loop = asyncio.get_running_loop()
         interval_s = self._config.stream_interval_ms / 1000
         self._engine = AsyncEngine(scheduler, runner, loop, self._on_engine_health, interval_s)
