@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from llm_grpc.engine.blocks import MAX_CHUNK_TOKENS, Blocks
 from llm_grpc.engine.request import Request, TokenEvent
 from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.engine.slot_table import SlotTable
@@ -43,6 +44,22 @@ def slot_table(scheduler: Scheduler) -> SlotTable:
     """The books of a scheduler over slots."""
     assert isinstance(scheduler._memory, Slots)
     return scheduler._memory.table
+
+
+def block_scheduler(
+    num_blocks: int,
+    block_size: int,
+    num_slots: int,
+    context_tokens: int,
+    chunk_tokens: int,
+    eos_token_ids: Collection[int] = (),
+    budget: StepBudget | None = None,
+    *,
+    max_chunk_tokens: int = MAX_CHUNK_TOKENS,
+) -> tuple[Scheduler, Blocks]:
+    """A scheduler over blocks."""
+    blocks = Blocks(num_blocks, block_size, num_slots, max_chunk_tokens)
+    return Scheduler(blocks, context_tokens, chunk_tokens, eos_token_ids, budget), blocks
 
 
 def step(scheduler: Scheduler, runner: ScriptedRunner) -> tuple[StepPlan, list[TokenEvent]]:
