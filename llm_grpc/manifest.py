@@ -62,7 +62,7 @@ class Manifest(_Strict):
     format: Literal[2]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     architecture: str
-    lowering: Literal["slots"]
+    lowering: Literal["slots", "paged"]
     weights: Literal["fp32", "fp16", "bf16", "int8", "int4"]
     graph: str
     tokenizer: str

@@ -20,6 +20,7 @@ from llm_grpc.kv_budget import KvBudget, kv_budget
 from llm_grpc.machine import available_memory_bytes, format_bytes
 from llm_grpc.manifest import Manifest, check_digests, load_manifest, manifest_digest
 from llm_grpc.metrics import Metrics
+from llm_grpc.runtime.placement import place
 from llm_grpc.runtime.slot_runner import SlotRunner
 from llm_grpc.server.health import Health
 from llm_grpc.server.identity import AnonymousAuthenticator, Authenticator
@@ -43,7 +44,9 @@ def slot_runner(
     model: ModelConfig, engine: EngineConfig, manifest: Manifest, context_tokens: int
 ) -> ModelRunner:
     """The runner that the manifest's lowering needs."""
+    device = place(engine.device, manifest)
     threads = threads_to_use(engine.threads)
+    log.info("computing on %s", device)
     log.info("computing with %d threads: %s", *threads)
     return SlotRunner(model.model, manifest, engine.max_running, context_tokens, threads.number)
 
