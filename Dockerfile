@@ -48,6 +48,9 @@ ENTRYPOINT ["llm-grpc"]
 CMD ["serve"]
 
 FROM runtime AS cuda
+# What NVIDIA's container runtime brings in: CUDA's part of the driver, and NVML.
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=cuda-environment /opt/llm-grpc /opt/llm-grpc
 
 # The last stage is what a build without --target makes.

@@ -4,17 +4,24 @@
 #   TORCH_INDEX   a package index to take torch from, such as one of CPU builds (the default index)
 #   TESTS         what pytest runs                                          (tests)
 #   PEERS_ARGS    what bench-peers is told, such as --rounds 5 --out DIR
+#   WHEELS        a directory of wheels to install from where there is no index, for the targets of GPUs
+#   SKELETONS     where gpu-skeletons writes, and where test-gpu and bench-gpu read    (build/skeletons)
+#   BENCH_GPU_ARGS  what bench-gpu is told, such as --peer-python python3
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test model generate lint format check check-full bench-peers tools lock clean generated
+.PHONY: help setup demo test model generate lint format check check-full bench-peers \
+	gpu-skeletons test-gpu bench-gpu tools lock clean generated
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 TESTS ?= tests
 PYTEST_ARGS ?=
 PEERS_ARGS ?=
+WHEELS ?=
+SKELETONS ?= build/skeletons
+BENCH_GPU_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,9 +33,14 @@ ENCODER := $(STAMPS)/encoder
 BENCH := $(STAMPS)/bench
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile --progress-bar off
 LOCKED := $(PIP) --require-hashes --no-deps
+# The GPU's environment is one of its own: onnxruntime and onnxruntime-gpu are the same module.
+GPU_BIN := .venv-gpu/bin
+GPU := .venv-gpu/.complete
+GPU_PIP := $(GPU_BIN)/python -m pip --disable-pip-version-check --quiet install --no-compile --progress-bar off \
+	$(if $(WHEELS),--no-index --find-links $(WHEELS))
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' Makefile
 
 setup: $(SERVE) ## make .venv with all that serving needs
 
@@ -64,6 +76,15 @@ check-full: lint generated $(EXPORT) $(ENCODER) $(BENCH) tools ## check, and the
 bench-peers: $(EXPORT) ## run the same work through other runtimes, side by side (benchmarks/peers/README.md)
 	@$(BIN)/python -m benchmarks.peers $(PEERS_ARGS)
 
+gpu-skeletons: $(EXPORT) ## export the models of test-gpu and bench-gpu without their weights, to SKELETONS
+	@$(BIN)/python -m benchmarks.gpu.prepare $(SKELETONS)
+
+test-gpu: $(GPU) ## run the tests that need an NVIDIA GPU, over the skeletons in SKELETONS
+	@LLM_GRPC_SKELETONS=$(SKELETONS) $(GPU_BIN)/python -m pytest -m gpu $(PYTEST_ARGS) tests/gpu
+
+bench-gpu: $(GPU) ## measure models of real shapes on a GPU, into docs/benchmarks/
+	@$(GPU_BIN)/python -m benchmarks.gpu $(SKELETONS)/measured --out docs/benchmarks $(BENCH_GPU_ARGS)
+
 tools: ## build the Go programs that tests use, once, into the user's cache
 	@.ci/tools/build
 
@@ -71,7 +92,7 @@ lock: ## compile the lock files of requirements/ (needs uv)
 	@requirements/compile.sh
 
 clean: ## remove what builds, tests and setup wrote
-	@rm -rf $(VENV) build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) .venv-gpu build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 generated: $(DEV)
@@ -108,6 +129,13 @@ $(ENCODER): requirements/encoder.txt $(DEV)
 $(BENCH): requirements/bench.txt $(SERVE)
 	@echo "installing what the charts of a benchmark need"
 	@$(LOCKED) -r requirements/bench.txt
+	@touch $@
+
+$(GPU): requirements/build.txt requirements/cuda.txt requirements/gpu.txt pyproject.toml
+	@$(PYTHON) -m venv .venv-gpu
+	@echo "installing what serving and testing on a GPU need"
+	@$(GPU_PIP) --require-hashes --no-deps -r requirements/build.txt -r requirements/cuda.txt -r requirements/gpu.txt
+	@$(GPU_PIP) --no-deps --no-build-isolation -e clients/python -e .
 	@touch $@
 
 # Hashes hold for the default index only: another index serves other builds of the same version.

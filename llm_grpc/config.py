@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
+from llm_grpc.devices import parse_devices
 from llm_grpc.machine import parse_bytes
 
 EMBEDDED_MODEL = Path(__file__).parent / "embedded"
@@ -34,6 +35,11 @@ def _bytes(value: object) -> object:
 
 Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 """A number of bytes, or a text such as 8GiB."""
+
+
+def _devices(text: str) -> str:
+    parse_devices(text)
+    return text
 
 
 @Parameter(name="*")
@@ -66,7 +72,13 @@ class ModelConfig:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class EngineConfig:
-    """How much runs at once."""
+    """Where it computes, and how much runs at once."""
+
+    device: Annotated[str, AfterValidator(_devices)] = "auto"
+    """auto, cpu, cuda or cuda:N; auto is the first GPU for a model of lowering paged, else the CPU."""
+
+    gpu_memory_fraction: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.9
+    """Part of a GPU's memory that is free at the start for weights, keys and values together."""
 
     max_running: Annotated[int, Field(ge=1, le=1024)] = 16
     """Requests that decode together; each owns a slot of the key-value cache."""

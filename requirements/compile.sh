@@ -40,3 +40,4 @@ lock export pyproject.toml --extra export $(without serve dev) $(packages "$all"
 lock torch pyproject.toml --extra export $(without serve dev export)
 lock encoder requirements/encoder.in --no-deps
 lock cuda pyproject.toml --extra cuda
+lock gpu requirements/gpu.in $(without cuda)

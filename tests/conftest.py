@@ -35,6 +35,16 @@ def tool() -> Callable[[str], str]:
     return find
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs a GPU, unless the marks that are asked for name it."""
+    if "gpu" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def _where_tools_are() -> str:
     return subprocess.check_output([REPOSITORY / ".ci/tools/build", "--where"], text=True).strip()
 

@@ -35,6 +35,8 @@ COMMANDS = {
     "bench": """Measure a running server, or one that it starts: throughput, latencies, goodput, CPU time and
         memory, at a rate, at a concurrency, or by a trace. --plot needs llm-grpc[bench].""",
     "demo": "Serve the embedded model, show each task's answer whole and token by token, stop.",
+    "doctor": """Print the driver, the GPUs, the providers and the versions that are here, and test what can
+        be used: a product of matrices, and generation with the embedded model.""",
 }
 """A line for each command: here, so that `--help` imports none of them."""
 
@@ -48,6 +50,8 @@ EXIT_CODES = {
     "bench": """0 measured, with errors or without; 1 nothing was answered, or it could not be measured; 130
         interrupted, the figures until then printed""",
     "demo": "0 all went well and the server stopped cleanly; 1 anything else",
+    "doctor": """0 all tests passed; 1 one failed, or a GPU cannot be used that was asked for or that this
+        onnxruntime is built for""",
 }
 
 

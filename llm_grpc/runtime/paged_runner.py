@@ -15,11 +15,10 @@ from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import Manifest
 from llm_grpc.runtime.device_memory import ELEMENT_TYPES, DeviceArray, SessionBinding, Traffic
 from llm_grpc.runtime.device_sampler import DeviceSampler
-from llm_grpc.runtime.device_session import open_on
 from llm_grpc.runtime.interface import check_interface
 from llm_grpc.runtime.paged_bindings import BlockPool, PagedBinding, RowOutputs, largest
 from llm_grpc.runtime.paged_step import BlockTables, PagedStep, bucket_of
-from llm_grpc.runtime.session import is_for_gpu
+from llm_grpc.runtime.session import RECORDED, is_for_gpu, open_session
 
 MAX_CHUNK_TOKENS = 1024
 """Longest chunk that a scheduler may plan for this lowering: longer ones near a full context are reported to
@@ -67,7 +66,9 @@ class PagedRunner:
                 f"{model_dir} computes in {manifest.kv_cache.dtype}, which needs an NVIDIA GPU, and the "
                 "device is cpu: export it in fp32"
             )
-        self._session = open_on(device, model_dir / manifest.graph, threads, packs, manifest.weights_bytes)
+        self._session = open_session(
+            model_dir / manifest.graph, threads, packs, manifest.weights_bytes, device, RECORDED
+        )
         check_interface(self._session, manifest)
         self._inputs = frozenset(node.name for node in self._session.get_inputs())
         self._vocabulary, self._device = manifest.vocabulary_size, device
@@ -176,7 +177,9 @@ class _BlockCopies:
     """Copies blocks on the device, one at a time."""
 
     def __init__(self, model_dir: Path, device: Device, pool: BlockPool, traffic: Traffic) -> None:
-        self._binding = SessionBinding(open_on(device, model_dir / names.BLOCKS_GRAPH, 1, False, 0))
+        self._binding = SessionBinding(
+            open_session(model_dir / names.BLOCKS_GRAPH, 1, False, 0, device, RECORDED)
+        )
         self._host = np.zeros((2, _COLUMN), np.int64)
         self._places = DeviceArray(self._host.shape, "int64", device, traffic)
         self._num_blocks = pool.scratch

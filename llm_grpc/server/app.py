@@ -16,9 +16,11 @@ from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.engine.step_budget import StepBudget
 from llm_grpc.engine.warm_up import warm_up
-from llm_grpc.errors import ManifestError, StartupError
+from llm_grpc.errors import StartupError
 from llm_grpc.manifest import Manifest, check_digests, load_manifest, manifest_digest
 from llm_grpc.metrics import Metrics
+from llm_grpc.runtime.paged_runner import PagedRunner
+from llm_grpc.runtime.placement import place
 from llm_grpc.runtime.slot_runner import SlotRunner
 from llm_grpc.server.health import Health
 from llm_grpc.server.identity import AnonymousAuthenticator, Authenticator
@@ -35,20 +37,28 @@ from llm_grpc.v1 import admin_pb2
 
 log = logging.getLogger(__name__)
 
-MakeRunner = Callable[[ModelConfig, EngineConfig, Manifest, int, int], ModelRunner]
-"""From configuration, manifest, context length and number of blocks (0 of lowering ``slots``) to a runner.
-It may block: it runs in a worker thread."""
+MakeRunner = Callable[[ModelConfig, EngineConfig, Manifest, int], tuple[ModelRunner, int]]
+"""From configuration, manifest and context length to a runner and the blocks that it has; 0 of lowering
+``slots``. It may block: it runs in a worker thread."""
 
 
-def slot_runner(
-    model: ModelConfig, engine: EngineConfig, manifest: Manifest, context_tokens: int, num_blocks: int
-) -> ModelRunner:
-    """The runner that the manifest's lowering needs."""
-    if num_blocks:
-        raise ManifestError(f"{manifest.name} has lowering paged, and there is no runner for it here")
-    threads = threads_to_use(engine.threads)
-    log.info("computing with %d threads: %s", *threads)
-    return SlotRunner(model.model, manifest, engine.max_running, context_tokens, threads.number)
+def load_runner(
+    model: ModelConfig, engine: EngineConfig, manifest: Manifest, context_tokens: int
+) -> tuple[ModelRunner, int]:
+    """The runner that the manifest's lowering needs, on the device that there is for it, and its blocks."""
+    device, threads = place(engine.device, manifest), threads_to_use(engine.threads)
+    log.info("computing on %s", device)
+    if device.kind == "cpu":
+        log.info("computing with %d threads: %s", *threads)
+    if manifest.block_size is None:
+        return SlotRunner(model.model, manifest, engine.max_running, context_tokens, threads.number), 0
+    num_blocks = blocks_that_fit(manifest, engine, context_tokens, device)
+    context_tokens = min(context_tokens, num_blocks * manifest.block_size)
+    step_tokens = engine.chunk_tokens + engine.max_running
+    runner = PagedRunner(
+        model.model, manifest, num_blocks, engine.max_running, context_tokens, step_tokens, device
+    )
+    return runner, num_blocks
 
 
 class Server:
@@ -65,7 +75,7 @@ class Server:
         server: ServerConfig,
         *,
         authenticator: Authenticator | None = None,
-        make_runner: MakeRunner = slot_runner,
+        make_runner: MakeRunner = load_runner,
     ) -> None:
         self._model_config, self._engine_config, self._config = model, engine, server
         self._manifest = load_manifest(model.model)
@@ -182,10 +192,9 @@ class Server:
         """The runner, what its steps may compute, and the tokens that its cache has memory for."""
         config, manifest = self._engine_config, self._manifest
         block_size, context_tokens = manifest.block_size, self._context_tokens
-        num_blocks = blocks_that_fit(manifest, config, context_tokens) if block_size else 0
+        runner, num_blocks = self._make_runner(self._model_config, config, manifest, context_tokens)
         if block_size:
             context_tokens = min(context_tokens, num_blocks * block_size)
-        runner = self._make_runner(self._model_config, config, manifest, context_tokens, num_blocks)
         budget = warm_up(
             runner,
             config.max_running,

@@ -12,13 +12,13 @@ from collections.abc import Callable
 import uvloop
 
 from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
-from llm_grpc.server.app import MakeRunner, Server, slot_runner
+from llm_grpc.server.app import MakeRunner, Server, load_runner
 
 log = logging.getLogger(__name__)
 
 
 def run(
-    model: ModelConfig, engine: EngineConfig, server: ServerConfig, *, make_runner: MakeRunner = slot_runner
+    model: ModelConfig, engine: EngineConfig, server: ServerConfig, *, make_runner: MakeRunner = load_runner
 ) -> int:
     """Serve until SIGTERM or SIGINT and drain; a second signal ends the process at once.
 

@@ -27,6 +27,7 @@ from llm_grpc.export.verify_drive import prefill
 from llm_grpc.export.widen import widened
 from llm_grpc.manifest import check_digests, load_manifest
 from llm_grpc.runtime.slot_runner import SlotRunner
+from tests.export.cuda_kernels import load_kernels, without_kernel
 from tests.export.families import FAMILIES
 from tests.export.random_model import Eager, save_random_model, store_as
 from tests.export.threefold import TOLERANCE, ids
@@ -132,6 +133,10 @@ def test_no_operator_gets_bf16_that_has_no_kernel_for_it(exported: Exported) -> 
             assert ir.DataType.FLOAT not in types
 
 
+def test_every_node_has_a_kernel_on_gpus(exported: Exported) -> None:
+    assert without_kernel(exported.model_dir / "model.onnx", load_kernels()) == []
+
+
 def test_weights_are_rounded_to_the_nearest_once(exported: Exported) -> None:
     weights, exact = exported.graph.initializers, 0
     stored = load_file(exported.checkpoint / "model.safetensors")
@@ -185,11 +190,12 @@ def test_it_is_verified_in_fp32_and_the_report_says_so(exported: Exported) -> No
 
 def test_without_a_gpu_it_is_not_served(bf16_model: Exported, capsys: pytest.CaptureFixture[str]) -> None:
     model_dir = bf16_model.model_dir
-    with pytest.raises(ManifestError, match=r"computes in bfloat16, which needs an NVIDIA GPU") as error:
+    cause = "computes in bfloat16, which needs an NVIDIA GPU"
+    with pytest.raises(ManifestError, match=cause):
         SlotRunner(model_dir, load_manifest(model_dir), 1, 64)
     flags = [f"--{name}address=127.0.0.1:0" for name in ("", "metrics-", "admin-")]
     assert main(["serve", "--model", str(model_dir), *flags]) == 1
-    assert str(error.value) in capsys.readouterr().err.splitlines()[-1]
+    assert cause in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_cache_of_another_type_than_the_weights_is_refused(bf16_model: Exported) -> None:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
+from llm_grpc.devices import Device, parse_devices
 from llm_grpc.server.health import LIVE
 from llm_grpc.v1 import llm_pb2
 
@@ -25,7 +26,7 @@ def port(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-@pytest.fixture(scope="module", params=["base", "overlays/dev"])
+@pytest.fixture(scope="module", params=["base", "overlays/dev", "overlays/gpu"])
 def objects(
     request: pytest.FixtureRequest, repository: Path, tool: Callable[[str], str]
 ) -> dict[tuple[str, str], Any]:
@@ -110,3 +111,14 @@ def test_the_pod_keeps_to_the_restricted_standard(pod: dict[str, Any], container
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
+
+
+def test_a_gpu_goes_with_the_image_and_the_setting_for_it(
+    container: dict[str, Any], pod: dict[str, Any], settings: dict[str, str]
+) -> None:
+    has_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
+    assert container["image"].endswith("-cuda") is has_gpu
+    assert (settings.get("LLM_GRPC_DEVICE") == "cuda") is has_gpu
+    tolerated = [toleration["key"] for toleration in pod.get("tolerations", [])]
+    assert tolerated == (["nvidia.com/gpu"] if has_gpu else [])
+    assert parse_devices(settings.get("LLM_GRPC_DEVICE", "auto")) == ((Device("cuda"),) if has_gpu else None)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm_grpc.config import ServerConfig
+from llm_grpc.runtime.cuda import LIBRARIES
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,18 @@ def test_it_exposes_the_ports_of_the_configuration(stages: dict[str, str]) -> No
     addresses = (config.address, config.admin_address, config.metrics_address)
     ports = [address.rpartition(":")[2] for address in addresses]
     assert instruction(stages["runtime"], "EXPOSE").split() == ports
+
+
+def test_the_target_for_gpus_asks_for_the_driver_and_brings_the_runtime(
+    stages: dict[str, str], repository: Path
+) -> None:
+    assert "/tmp/cuda.txt" in stages["cuda-environment"]
+    given = dict(pair.split("=") for pair in instruction(stages["cuda"], "ENV").split())
+    assert given == {"NVIDIA_VISIBLE_DEVICES": "all", "NVIDIA_DRIVER_CAPABILITIES": "compute,utility"}
+    lock = (repository / "requirements/cuda.txt").read_text()
+    assert {"onnxruntime-gpu", "nvidia-ml-py"} <= set(re.findall(r"^([a-z-]+)==", lock, re.MULTILINE))
+    cuda = {package for package in LIBRARIES.values() if f"\n{package}==" in lock}
+    assert cuda == set(LIBRARIES.values())
 
 
 def test_everything_from_a_registry_is_locked(stages: dict[str, str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-LOCKS = ("build", "serve", "cuda", "dev", "bench", "export", "torch")
+LOCKS = ("build", "serve", "cuda", "gpu", "dev", "bench", "export", "torch")
 TOGETHER = ("build", "serve", "dev", "bench", "export", "torch")
 REQUIREMENT = re.compile(r"^([a-z0-9][a-z0-9._-]*)==(\S+)(?: ; (.*?))?(?: \\)?$")
 
@@ -46,3 +46,9 @@ def test_serving_needs_no_torch_and_one_onnxruntime(repository: Path, lock: str)
 def test_torch_comes_from_a_lock_of_its_own(repository: Path) -> None:
     holders = [lock for lock in LOCKS if "torch" in {name for name, _, _ in pins(repository, lock)}]
     assert holders == ["torch"]
+
+
+def test_what_tests_on_a_gpu_need_is_of_the_versions_of_development(repository: Path) -> None:
+    ours, dev = pins(repository, "gpu"), pins(repository, "dev")
+    assert {"pytest", "pytest-asyncio", "pytest-timeout"} <= {name for name, _, _ in ours}
+    assert ours <= dev

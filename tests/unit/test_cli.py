@@ -20,7 +20,7 @@ from llm_grpc.errors import LLMGrpcError
 
 ROOT = Path(__file__).parents[2]
 FIELDS = [f.name for c in (ModelConfig, EngineConfig, ServerConfig) for f in dataclasses.fields(c)]
-COMMANDS = ["serve", "generate", "health", "export", "verify", "bench", "demo"]
+COMMANDS = ["serve", "generate", "health", "export", "verify", "bench", "demo", "doctor"]
 
 
 def settings(*flags: str) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def test_flag_beats_variable_beats_file_beats_default(file: Path, monkeypatch: p
 def test_each_field_is_flag_variable_and_key(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values: dict[str, Any] = dict.fromkeys(FIELDS, 1)
     values |= dict.fromkeys(("model_name", "address", "metrics_address", "admin_address"), "x:1")
-    values |= {"model": "/models/x", "log_level": "debug", "max_message_bytes": 2048}
+    values |= {"model": "/models/x", "device": "cuda:1", "log_level": "debug", "max_message_bytes": 2048}
     expected = {key: Path(value) if key == "model" else value for key, value in values.items()}
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
     assert settings(*flags) == expected

@@ -11,15 +11,16 @@ WITHOUT_BF16 = frozenset({
     "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSumSquare", "Round",
     "Selu", "Sin", "Softplus", "Softsign", "ThresholdedRelu", "TopK",
 })  # fmt: skip
-"""Of ONNX's own domain, in the versions of opset 18. All but Range, EyeLike and the random ones have fp16."""
+"""Of ONNX's own domain, in the versions of opset 18: those that have none, or whose definition leaves it out,
+and ReduceMean, which torch computes in fp32. All but Range, EyeLike and the random ones have fp16."""
 
-_WITHOUT_FP16 = frozenset({"Range"})
+WITHOUT_FP16 = frozenset({"Range"})
 
 
 def cast_around(model: ir.Model) -> None:
     """Let those operators compute in fp32 between two casts."""
     for node in list(model.graph):
-        for dtype, names in ((ir.DataType.BFLOAT16, WITHOUT_BF16), (ir.DataType.FLOAT16, _WITHOUT_FP16)):
+        for dtype, names in ((ir.DataType.BFLOAT16, WITHOUT_BF16), (ir.DataType.FLOAT16, WITHOUT_FP16)):
             if node.op_type in names and node.domain in {"", "ai.onnx"}:
                 _cast(model.graph, node, dtype)
 

@@ -1,0 +1,103 @@
+"""Where a model runs, by what was asked for and what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+
+from llm_grpc.config import EMBEDDED_MODEL, EngineConfig
+from llm_grpc.devices import CPU, Device
+from llm_grpc.errors import ManifestError, StartupError
+from llm_grpc.gpu_budget import gpu_blocks
+from llm_grpc.manifest import Manifest, load_manifest
+from llm_grpc.runtime import cuda
+from llm_grpc.runtime.gpus import Driver
+from llm_grpc.runtime.placement import place
+from llm_grpc.runtime.session import open_session
+from tests.unit.fake_nvml import H200, L4, driver
+
+SLOTS = load_manifest(EMBEDDED_MODEL)
+
+
+def half(lowering: str) -> Manifest:
+    cache = SLOTS.kv_cache.model_copy(update={"dtype": "bfloat16"})
+    return SLOTS.model_copy(update={"lowering": lowering, "weights": "bf16", "kv_cache": cache})
+
+
+def two_gpus() -> Driver:
+    return driver(H200, L4)
+
+
+def nothing() -> Driver:
+    raise AssertionError("a model for CPUs asks for no GPU")
+
+
+@pytest.fixture
+def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [cuda.PROVIDER, "CPUExecutionProvider"])
+    monkeypatch.setattr(cuda, "check_libraries", lambda: None)
+
+
+@pytest.mark.parametrize("asked", ["auto", "cpu"])
+def test_a_model_for_cpus(asked: str) -> None:
+    assert place(asked, SLOTS, nothing) == CPU
+
+
+@pytest.mark.parametrize(("asked", "index"), [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
+def test_a_model_for_gpus(gpu_machine: None, asked: str, index: int) -> None:
+    assert place(asked, half("paged"), two_gpus) == Device("cuda", index)
+
+
+def test_auto_says_why_a_model_for_gpus_cannot_run_here() -> None:
+    with pytest.raises(StartupError, match="is a build for CPUs"):
+        place("auto", half("paged"), two_gpus)
+
+
+@pytest.mark.parametrize(
+    ("asked", "manifest", "cause"),
+    [
+        ("cpu", half("paged"), "device is cpu, and embedded has lowering paged, which needs an NVIDIA GPU"),
+        ("cuda:1", SLOTS, "device is cuda:1, and embedded has lowering slots, which is for CPUs"),
+        ("auto", half("slots"), "embedded computes in bfloat16, which needs an NVIDIA GPU"),
+        ("cpu", half("slots"), "embedded computes in bfloat16, which needs an NVIDIA GPU"),
+        ("cuda", half("slots"), "embedded computes in bfloat16, which needs an NVIDIA GPU"),
+    ],
+)
+def test_a_model_on_what_has_no_kernels_for_it(asked: str, manifest: Manifest, cause: str) -> None:
+    with pytest.raises(ManifestError, match=cause):
+        place(asked, manifest, two_gpus)
+
+
+def test_one_device_a_model() -> None:
+    with pytest.raises(StartupError, match="device is cuda:0,cuda:1, and a model runs on one device"):
+        place("cuda:0,cuda:1", half("paged"), two_gpus)
+
+
+def test_a_wrong_wording_stops_the_configuration() -> None:
+    with pytest.raises(ValueError, match="'gpu' is no device: say auto, cpu, cuda or cuda:N"):
+        EngineConfig(device="gpu")
+
+
+def test_a_session_never_falls_back_in_silence() -> None:
+    """This build has no CUDA provider: onnxruntime alone would warn, and compute on the CPU."""
+    with (
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+        pytest.raises(StartupError, match="did not load its CUDA provider for cuda:0"),
+    ):
+        open_session(EMBEDDED_MODEL / "model.onnx", 1, device=Device("cuda"))
+
+
+def test_a_graph_that_cannot_be_loaded_is_named_with_its_device(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(ManifestError, match=r"cannot load the graph .*model.onnx: "):
+        open_session(tmp_path / "model.onnx", 1)
+
+
+def test_blocks_beside_the_weights() -> None:
+    assert gpu_blocks(1000, 0.5, 100, 10, 1) == 40
+    with pytest.raises(
+        StartupError, match=r"gpu_memory_fraction is 0.5 of 1000 B .* one request's cache needs"
+    ):
+        gpu_blocks(1000, 0.5, 100, 10, 41)
