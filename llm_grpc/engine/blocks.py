@@ -134,8 +134,7 @@ class Blocks:
             self._tables[grant.slot].num_granted = grant.first + len(grant.blocks)
 
     def failed(self, plan: StepPlan) -> Collection[int]:
-        """Nothing that anybody may find was to be written. Who was to get a copy had a part in the run."""
-        self._copies.clear()
+        """Nothing that anybody may find was to be written, and who was to get a copy is freed next."""
         return ()
 
     def check_integrity(self, running: Collection[Request]) -> None:

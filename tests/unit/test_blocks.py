@@ -177,6 +177,27 @@ def test_salts_keep_tenants_apart(first: str | None, second: str | None, found: 
     assert asked.num_cached == found
 
 
+def test_the_same_prompt_of_two_tenants_is_looked_for_twice() -> None:
+    bench = Bench(chunk_tokens=100)
+    bench.serve([*SYSTEM, 1], salt="a")
+    prompt = [*SYSTEM, 2]
+    assert [bench.serve(prompt, salt=salt) for salt in ("a", "b", "a", "b")] == [20, 0, 20, 20]
+
+
+def test_what_a_fork_says_is_found_by_its_own_tenant_alone() -> None:
+    bench = Bench()
+    parents = [bench.add([index + 1] * 6, max_tokens=12, salt=salt) for index, salt in enumerate(("a", None))]
+    while any(parent.is_prefilling for parent in parents):
+        step(bench.scheduler, bench.runner)
+    forks = [bench.fork(parent, 7) for parent in parents]
+    finish(bench.scheduler, bench.runner)
+    bench.requests.clear()
+    for fork, found in zip(forks, (16, 0), strict=True):
+        whole = [*fork.prompt_ids, *fork.output_ids]
+        assert bench.serve(whole, max_tokens=1, salt="a") == found
+        assert bench.serve(whole, max_tokens=1, salt="b") == 0
+
+
 def test_the_end_of_what_was_used_longest_ago_is_given_up_first() -> None:
     bench = Bench(num_blocks=15, chunk_tokens=100)
     first, second = [1] * 20, [2] * 20

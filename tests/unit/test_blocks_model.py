@@ -18,7 +18,9 @@ TOKENS = 6
 
 
 def _next_token(history: Sequence[int]) -> int:
-    return (len(history) * 7 + sum(history)) % TOKENS
+    """The end comes rarely, so that texts grow until memory is short."""
+    number = (len(history) * 7 + sum(history)) % 31
+    return 1 + number % (TOKENS - 1) if number else EOS
 
 
 class BlocksMachine(RuleBasedStateMachine):
@@ -27,8 +29,8 @@ class BlocksMachine(RuleBasedStateMachine):
     @initialize(
         num_slots=st.integers(1, 6),
         block_size=st.integers(1, 5),
-        num_blocks=st.integers(2, 16),
-        context=st.integers(2, 40),
+        num_blocks=st.integers(2, 12),
+        context=st.integers(8, 40),
         chunk=st.integers(1, 12),
         max_chunk=st.integers(1, 8),
         guesses=st.integers(0, 4),
@@ -55,27 +57,37 @@ class BlocksMachine(RuleBasedStateMachine):
         self.outputs: dict[int, list[int]] = {}
         self.has_forked = False
 
-    @rule(data=st.data(), max_tokens=st.integers(1, 20), salt=st.sampled_from(["", "", "other", None]))
-    def add(self, data: st.DataObject, max_tokens: int, salt: str | None) -> None:
+    @rule(
+        data=st.data(),
+        max_tokens=st.integers(1, 30),
+        salts=st.lists(st.sampled_from(["", "", "other", None]), min_size=1, max_size=4),
+    )
+    def add(self, data: st.DataObject, max_tokens: int, salts: list[str | None]) -> None:
+        for salt in salts:
+            self.add_one(data, max_tokens, salt)
+
+    def add_one(self, data: st.DataObject, max_tokens: int, salt: str | None) -> None:
         earlier = [[], *([*r.prompt_ids, *r.output_ids] for r in self.requests.values())]
         begin = data.draw(st.sampled_from(earlier))[: data.draw(st.integers(0, self.context - 2))]
-        most = self.context - 1 - len(begin)
+        most = min(self.context - 1 - len(begin), 10)
         prompt = begin + data.draw(st.lists(st.integers(0, TOKENS - 1), min_size=1, max_size=most))
         added = request(len(self.requests), prompt, max_tokens, salt=salt)
         self.scheduler.add(added)
         self.remember(added)
 
-    @precondition(lambda self: self.decoding())
-    @rule(data=st.data())
-    def fork(self, data: st.DataObject) -> None:
-        """A second request goes on from where one is, and its last token may be another one."""
-        parent = data.draw(st.sampled_from(self.decoding()))
-        child = Request(len(self.requests), parent.prompt_ids, parent.params)
-        child.output_ids = [*parent.output_ids[:-1], data.draw(st.integers(1, TOKENS - 1))]
-        if self.blocks.fork(parent, child):
-            self.scheduler._running[child.request_id] = child
-            self.remember(child)
-            self.has_forked = True
+    @rule(data=st.data(), tokens=st.lists(st.integers(1, TOKENS - 1), min_size=1, max_size=3))
+    def fork(self, data: st.DataObject, tokens: list[int]) -> None:
+        """Others go on from where a request is; their last token may be another one."""
+        if not self.decoding():
+            self.steps(2)
+        for token in tokens if self.decoding() else []:
+            parent = data.draw(st.sampled_from(self.decoding()))
+            child = Request(len(self.requests), parent.prompt_ids, parent.params)
+            child.output_ids = [*parent.output_ids[:-1], token]
+            if self.blocks.fork(parent, child):
+                self.scheduler._running[child.request_id] = child
+                self.remember(child)
+                self.has_forked = True
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -184,5 +196,5 @@ class BlocksMachine(RuleBasedStateMachine):
                 self.live.remove(asked)
 
 
-BlocksMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+BlocksMachine.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
 TestBlocks = BlocksMachine.TestCase
