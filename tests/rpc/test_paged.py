@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llm_grpc.v1 import llm_pb2, llm_pb2_grpc, model_pb2, model_pb2_grpc
-from tests.rpc.conftest import Serve
+from tests.rpc.conftest import Serve, until
 from tests.rpc.models import CONTEXT_TOKENS, write_model_dir
 from tests.rpc.process import HANG_S
 from tests.rpc.scrape import scrape
@@ -45,7 +45,11 @@ async def test_texts_are_those_of_slots_though_requests_give_way(serve: Serve, p
     async with serve(runner, engine=memory(6), server=ON, model=paged_model) as (server, channel):
         stub = llm_pb2_grpc.LLMServiceStub(channel)
         for _ in range(3):
-            assert await texts(stub) == expected
+            runner.gate()
+            found = asyncio.ensure_future(texts(stub))
+            await until(lambda: server.admission.held == len(PROMPTS))
+            runner.open()
+            assert await found == expected
         samples = await scrape(server.metrics_address)
     assert samples.value("llm_grpc_preemptions_total") > 0
     assert samples.value("llm_grpc_generation_tokens_total") == 3 * 30 * len(PROMPTS)
