@@ -32,6 +32,7 @@ from tests.export.families import FAMILIES
 from tests.export.random_model import Eager, save_random_model, store_as
 from tests.export.threefold import TOLERANCE, ids
 
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 TYPES = {torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16}
 
 

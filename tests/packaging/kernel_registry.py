@@ -1,7 +1,5 @@
-"""The kernels of onnxruntime-gpu, asked of its own registry on a machine without a GPU.
+"""What onnxruntime-gpu says of itself on a machine without a GPU: its kernels, and what it has code for.
 
-The providers load over libraries of CUDA that have every function they are linked with, and each of those
-returns 0. That is enough to register kernels, and to run none. Needs ``cc`` and ``nm``.
 ``python -m tests.packaging.kernel_registry`` writes tests/data/cuda_kernels.json.
 """
 
@@ -13,23 +11,14 @@ import re
 import struct
 import subprocess
 import tempfile
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from tests.export.cuda_kernels import DATA, NO_END
 from tests.packaging.gpu_environment import gpu_python
+from tests.packaging.pretended_gpu import LIBRARIES, pretended_gpu, providers
 
 _REPOSITORY = Path(__file__).parents[2]
-_UNVERSIONED = {
-    r"curand": "libcurand.so.10",
-    r"cu[A-Z]": "libcuda.so.1",
-    r"create|get[IP]": "libnvinfer.so.10",
-}
-"""Libraries of functions whose symbols name none, by how they begin."""
-
-_LIBRARIES = re.compile(r"lib(?:cuda|cudart|cublas|cublasLt|curand|cudnn|nvinfer|nvonnxparser)\.so\.\d+")
-
 _MACHINE_CODE = 2
 """The kind of an entry of a fat binary; 1 is PTX."""
 
@@ -46,10 +35,9 @@ print(json.dumps([
 def kernels(python: Path) -> list[list[Any]]:
     """Domain, operator, first and last version, and types by parameter of each CUDA kernel, in order."""
     with tempfile.TemporaryDirectory() as scratch:
-        _write_libraries(_providers(python), Path(scratch))
         done = subprocess.run(
             [str(python), "-c", _ASK],
-            env=os.environ | {"LD_LIBRARY_PATH": scratch},
+            env=os.environ | pretended_gpu(python, Path(scratch)),
             capture_output=True,
             text=True,
             check=True,
@@ -65,9 +53,9 @@ def kernels(python: Path) -> list[list[Any]]:
 
 def linked(python: Path, provider: str) -> set[str]:
     """The libraries of NVIDIA that a provider is linked with."""
-    (path,) = [path for path in _providers(python) if path.stem.endswith(provider)]
+    (path,) = [path for path in providers(python) if path.stem.endswith(provider)]
     text = subprocess.run(["readelf", "-d", str(path)], capture_output=True, text=True, check=True).stdout
-    return {name for name in re.findall(r"NEEDED.*\[(.*)\]", text) if _LIBRARIES.fullmatch(name)}
+    return {name for name in re.findall(r"NEEDED.*\[(.*)\]", text) if LIBRARIES.fullmatch(name)}
 
 
 def architectures(python: Path) -> set[int]:
@@ -76,7 +64,7 @@ def architectures(python: Path) -> set[int]:
     By the headers of its fat binaries, which NVIDIA's cuobjdump reads too. One that holds PTX, which a driver
     compiles, would be the number's negative.
     """
-    (path,) = [path for path in _providers(python) if path.stem.endswith("cuda")]
+    (path,) = [path for path in providers(python) if path.stem.endswith("cuda")]
     content, found = path.read_bytes(), set()
     for match in re.finditer(re.escape(struct.pack("<IHH", 0xBA55ED50, 1, 16)), content):
         place = match.start() + 16
@@ -87,37 +75,6 @@ def architectures(python: Path) -> set[int]:
             found.add(number if kind == _MACHINE_CODE else -number)
             place += header + size
     return found
-
-
-def _providers(python: Path) -> list[Path]:
-    return sorted(python.parents[1].glob("lib/python*/site-packages/onnxruntime/capi/*_providers_[ct]*.so"))
-
-
-def _write_libraries(providers: list[Path], directory: Path) -> None:
-    wanted: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for path in providers:
-        text = subprocess.run(
-            ["nm", "-D", "-u", str(path)], capture_output=True, text=True, check=True
-        ).stdout
-        for symbol in re.findall(r"^\s+U (\S+)$", text, re.MULTILINE):
-            name, _, version = symbol.partition("@")
-            library = version or next((to for begin, to in _UNVERSIONED.items() if re.match(begin, name)), "")
-            if _LIBRARIES.fullmatch(library):
-                wanted[library].add((name, version))
-    for library in {*wanted, "libcurand.so.10", "libnvonnxparser.so.10"}:
-        _write_library(directory, library, wanted[library])
-
-
-def _write_library(directory: Path, library: str, functions: set[tuple[str, str]]) -> None:
-    source = directory / "stubs.c"
-    source.write_text("".join(f"long {name}(void) {{ return 0; }}\n" for name, _ in sorted(functions)))
-    options = [f"-Wl,-soname,{library}"]
-    if any(version for _, version in functions):
-        versions = directory / "versions"
-        versions.write_text(f"{library} {{ global: *; }};\n")
-        options.append(f"-Wl,--version-script={versions}")
-    command = ["cc", "-w", "-shared", "-fPIC", str(source), "-o", str(directory / library), *options]
-    subprocess.run(command, check=True)
 
 
 def main() -> None:

@@ -1,0 +1,74 @@
+"""The real CUDA provider over a GPU that computes nothing: what can be known without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.export.random_model import save_random_model
+from tests.packaging.gpu_environment import gpu_python
+from tests.packaging.pretended_gpu import pretended_gpu
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+PLACES = """
+import json, sys
+from pathlib import Path
+import onnxruntime as ort
+options = ort.SessionOptions()
+options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+provider = ("CUDAExecutionProvider", {"enable_cuda_graph": sys.argv[2]})
+session = ort.InferenceSession(sys.argv[1], options, providers=[provider], enable_fallback=0)
+found = session.get_provider_graph_assignment_info()
+print(json.dumps([[part.ep_name, node.op_type] for part in found for node in part.get_nodes()]))
+"""
+
+
+@pytest.fixture(scope="module")
+def python(repository: Path) -> Path:
+    return gpu_python(repository)
+
+
+@pytest.fixture(scope="module")
+def variables(python: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    here = {"PYTHONPATH": str(repository), "PYTHONDONTWRITEBYTECODE": "1"}
+    return os.environ | here | pretended_gpu(python, tmp_path_factory.mktemp("cuda"))
+
+
+def test_the_doctor_finds_the_gpu_and_that_it_computes_nothing(
+    python: Path, variables: dict[str, str]
+) -> None:
+    command = [str(python), "-m", "llm_grpc.cli.main", "doctor", "--device", "cuda", "--json"]
+    done = subprocess.run(command, env=variables, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert found["no_gpu"] == ""
+    assert [(gpu["name"], gpu["capability"]) for gpu in found["driver"]["gpus"]] == [("pretended", [9, 0])]
+    (outcome,) = found["outcomes"]
+    assert (outcome["device"], outcome["test"], outcome["passed"]) == ("cuda:0", "product", False)
+    assert outcome["detail"].startswith("a largest error of ")
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_every_node_of_a_model_in_16_bits_is_placed_on_the_gpu(
+    python: Path, variables: dict[str, str], tmp_path: Path, dtype: str
+) -> None:
+    from tests.export.test_half import DTYPES, export_as  # noqa: PLC0415 - takes torch
+
+    model = export_as(save_random_model(tmp_path / "checkpoint"), tmp_path / "model", DTYPES[dtype])
+    graph = model.model_dir / "model.onnx"
+    done = subprocess.run(
+        [str(python), "-c", PLACES, str(graph), "0"],
+        env=variables,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    placed = json.loads(done.stdout.splitlines()[-1])
+    assert [node for provider, node in placed if provider != "CUDAExecutionProvider"] == []
+    assert sum(node == "GroupQueryAttention" for _, node in placed) == 6
