@@ -30,7 +30,7 @@ class DeviceSampler:
     """
 
     def __init__(self, model_dir: Path, device: Device, traffic: Traffic) -> None:
-        self._session = open_on(device, model_dir / names.SAMPLER_GRAPH, 1, False, 0)
+        self._session = open_on(device, model_dir / names.SAMPLER_GRAPH)
         self._device, self._traffic = device, traffic
         self._bound: dict[int, _Bound] = {}
         self.num_undecided = 0

@@ -15,12 +15,17 @@ _CUDA = "CUDAExecutionProvider"
 
 
 def open_on(
-    device: Device, graph: Path, threads: int, packs: bool, weights_bytes: int
+    device: Device,
+    graph: Path,
+    threads: int = 1,
+    packs: bool = False,
+    weights_bytes: int = 0,
+    records: bool = False,
 ) -> ort.InferenceSession:
     """Load ``graph`` for ``device``; ``threads`` and ``packs`` are for the processor, as of ``open_session``.
 
-    Steps of a session on a GPU can be recorded and replayed, which the provider refuses of a graph that moves
-    values between the GPU and the processor: a session that loads has no such node.
+    With ``records`` a run on a GPU can be recorded and replayed, which the provider refuses of a graph that
+    moves values between the GPU and the processor: a session that loads has no such node.
 
     Raises:
         ManifestError: the graph is none that this version of ONNX Runtime can run there.
@@ -36,9 +41,9 @@ def open_on(
     os.environ.setdefault("ORT_ENABLE_CUDNN_FLASH_ATTENTION", "0")
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    provider = (_CUDA, {"device_id": str(device.index), "enable_cuda_graph": "1", "use_tf32": "0"})
+    settings = {"device_id": str(device.index), "enable_cuda_graph": str(int(records)), "use_tf32": "0"}
     try:
-        return ort.InferenceSession(str(graph), options, providers=[provider])
+        return ort.InferenceSession(str(graph), options, providers=[(_CUDA, settings)])
     except Exception as error:  # onnxruntime raises its own classes straight under Exception
         raise ManifestError(
             f"cannot load the graph {graph} on {device}: {str(error).splitlines()[0]}"

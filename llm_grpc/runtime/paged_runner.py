@@ -34,9 +34,9 @@ class PagedRunner:
     """Runs plans on a graph with one PagedAttention node a layer, over blocks of keys and values.
 
     Steps without chunks are filled up to one of a few sizes (``bucket_of``), each with memory of its own at
-    addresses that stay, and on a GPU each is recorded once and replayed. Other steps share one memory. Tokens
-    are chosen on the device: their ids come back, and the logits of a step only where the device cannot tell
-    what the host would draw.
+    addresses that stay, and on a GPU each is recorded once and replayed if the manifest says that it can be.
+    Other steps share one memory. Tokens are chosen on the device: their ids come back, and the logits of a
+    step only where the device cannot tell what the host would draw.
 
     ``num_blocks`` of the cache are the scheduler's; there is one more, for rows that fill a step up.
 
@@ -67,7 +67,10 @@ class PagedRunner:
                 f"{model_dir} computes in {manifest.kv_cache.dtype}, which needs an NVIDIA GPU, and the "
                 "device is cpu: export it in fp32"
             )
-        self._session = open_on(device, model_dir / manifest.graph, threads, packs, manifest.weights_bytes)
+        self._records = manifest.recordable
+        self._session = open_on(
+            device, model_dir / manifest.graph, threads, packs, manifest.weights_bytes, self._records
+        )
         check_interface(self._session, manifest)
         self._inputs = frozenset(node.name for node in self._session.get_inputs())
         self._vocabulary, self._device = manifest.vocabulary_size, device
@@ -166,8 +169,8 @@ class PagedRunner:
         return self._bindings[key]
 
     def _graph_of(self, step: PagedStep) -> int | None:
-        """The number of the recorded step; None where steps differ in shape."""
-        if not step.decodes:
+        """The number of the recorded step; None where steps differ in shape, or values inside of them do."""
+        if not (self._records and step.decodes):
             return None
         return self._graphs.setdefault((step.num_rows, step.is_long), len(self._graphs) + 1)
 
@@ -176,7 +179,7 @@ class _BlockCopies:
     """Copies blocks on the device, one at a time."""
 
     def __init__(self, model_dir: Path, device: Device, pool: BlockPool, traffic: Traffic) -> None:
-        self._binding = SessionBinding(open_on(device, model_dir / names.BLOCKS_GRAPH, 1, False, 0))
+        self._binding = SessionBinding(open_on(device, model_dir / names.BLOCKS_GRAPH))
         self._host = np.zeros((2, _COLUMN), np.int64)
         self._places = DeviceArray(self._host.shape, "int64", device, traffic)
         self._num_blocks = pool.scratch
