@@ -57,8 +57,9 @@ class Manifest(_Strict):
 
     ``source`` is the hub id of what was exported, or its directory's name without the path; empty where the
     name has other characters. ``verification`` is the SHA-256 of ``verification.json``, None where there is
-    none. ``block_size`` is the tokens of a block of lowering ``paged``, None of lowering ``slots``. These
-    three came later than the rest and have defaults; a reader that does not know them refuses the file.
+    none. ``block_size`` is the tokens of a block of lowering ``paged``, None of lowering ``slots``.
+    ``recordable`` says that no size inside the graph depends on values: a GPU can record a step and replay it.
+    These four came later than the rest and have defaults; a reader that does not know them refuses the file.
     """
 
     format: Literal[2]
@@ -78,6 +79,7 @@ class Manifest(_Strict):
     source: Annotated[str, Field(pattern=r"^([\w.-]+(/[\w.-]+)?)?$", max_length=200)] = ""
     verification: _Sha256 | None = None
     block_size: Annotated[int, Field(ge=16, le=4096)] | None = None
+    recordable: bool = False
 
     @property
     def weights_bytes(self) -> int:

@@ -47,6 +47,7 @@ class Job:
     tokenizer: Any = None
     kv_cache: Any = None
     eos_token_ids: tuple[int, ...] = ()
+    recordable: bool = False
 
     @property
     def dtype(self) -> torch.dtype:

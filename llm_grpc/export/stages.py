@@ -29,7 +29,7 @@ from llm_grpc.export.paged_config import PagedStepConfig
 from llm_grpc.export.passes.half import cast_around
 from llm_grpc.export.passes.int8_cache import int8_cache, stated_cache
 from llm_grpc.export.passes.packed_attention import pack_attention
-from llm_grpc.export.passes.paged_attention import pack_paged_attention
+from llm_grpc.export.passes.paged_attention import is_recordable, pack_paged_attention
 from llm_grpc.export.passes.quantise import Feedbacks
 from llm_grpc.export.passes.quantise import quantise as write_formats
 from llm_grpc.export.passes.skip_norms import skip_norms
@@ -140,6 +140,7 @@ def rewrite(job: Job, _: Progress) -> None:
         int8_cache(job.rewritten, job.calibration)
     if job.is_paged:
         pack_paged_attention(job.rewritten, job.config.max_position_embeddings)
+        job.recordable = is_recordable(job.rewritten)
     else:
         pack_attention(job.rewritten, job.config.max_position_embeddings)
         job.kv_cache = stated_cache(job.rewritten, job.kv_cache)
@@ -193,6 +194,7 @@ def describe(job: Job, _: Progress) -> None:
         versions={package: version(package) for package in _RECORDED},
         source=job.source.recorded_name,
         block_size=block_size_of(job.kv_cache.head_dim) if job.is_paged else None,
+        recordable=job.recordable,
     )
     write_manifest(directory, manifest)
 

@@ -13,7 +13,7 @@ from llm_grpc.engine.step_plan import Sample
 from llm_grpc.runtime.device_memory import ELEMENT_TYPES, DeviceArray, SessionBinding, Traffic
 from llm_grpc.runtime.paged_bindings import RowOutputs
 from llm_grpc.runtime.sampler import sample_tokens, uniform
-from llm_grpc.runtime.session import RECORDED, open_session
+from llm_grpc.runtime.session import open_session
 
 _COLUMN = 32
 """Rows are filled up to a multiple of this: each value's column begins at an aligned address."""
@@ -30,7 +30,7 @@ class DeviceSampler:
     """
 
     def __init__(self, model_dir: Path, device: Device, traffic: Traffic) -> None:
-        self._session = open_session(model_dir / names.SAMPLER_GRAPH, 1, False, 0, device, RECORDED)
+        self._session = open_session(model_dir / names.SAMPLER_GRAPH, 1, False, device=device)
         self._device, self._traffic = device, traffic
         self._bound: dict[int, _Bound] = {}
         self.num_undecided = 0

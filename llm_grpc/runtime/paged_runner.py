@@ -33,9 +33,9 @@ class PagedRunner:
     """Runs plans on a graph with one PagedAttention node a layer, over blocks of keys and values.
 
     Steps without chunks are filled up to one of a few sizes (``bucket_of``), each with memory of its own at
-    addresses that stay, and on a GPU each is recorded once and replayed. Other steps share one memory. Tokens
-    are chosen on the device: their ids come back, and the logits of a step only where the device cannot tell
-    what the host would draw.
+    addresses that stay, and on a GPU each is recorded once and replayed if the manifest says that it can be.
+    Other steps share one memory. Tokens are chosen on the device: their ids come back, and the logits of a
+    step only where the device cannot tell what the host would draw.
 
     ``num_blocks`` of the cache are the scheduler's; there is one more, for rows that fill a step up.
 
@@ -66,8 +66,10 @@ class PagedRunner:
                 f"{model_dir} computes in {manifest.kv_cache.dtype}, which needs an NVIDIA GPU, and the "
                 "device is cpu: export it in fp32"
             )
+        self._records = manifest.recordable
+        options = RECORDED if self._records else None
         self._session = open_session(
-            model_dir / manifest.graph, threads, packs, manifest.weights_bytes, device, RECORDED
+            model_dir / manifest.graph, threads, packs, manifest.weights_bytes, device, options
         )
         check_interface(self._session, manifest)
         self._inputs = frozenset(node.name for node in self._session.get_inputs())
@@ -167,8 +169,8 @@ class PagedRunner:
         return self._bindings[key]
 
     def _graph_of(self, step: PagedStep) -> int | None:
-        """The number of the recorded step; None where steps differ in shape."""
-        if not step.decodes:
+        """The number of the recorded step; None where steps differ in shape, or values inside of them do."""
+        if not (self._records and step.decodes):
             return None
         return self._graphs.setdefault((step.num_rows, step.is_long), len(self._graphs) + 1)
 
@@ -177,9 +179,8 @@ class _BlockCopies:
     """Copies blocks on the device, one at a time."""
 
     def __init__(self, model_dir: Path, device: Device, pool: BlockPool, traffic: Traffic) -> None:
-        self._binding = SessionBinding(
-            open_session(model_dir / names.BLOCKS_GRAPH, 1, False, 0, device, RECORDED)
-        )
+        session = open_session(model_dir / names.BLOCKS_GRAPH, 1, False, device=device)
+        self._binding = SessionBinding(session)
         self._host = np.zeros((2, _COLUMN), np.int64)
         self._places = DeviceArray(self._host.shape, "int64", device, traffic)
         self._num_blocks = pool.scratch

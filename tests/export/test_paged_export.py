@@ -78,6 +78,7 @@ def graph(model_dir: Path) -> ir.Graph:
 def test_the_manifest_says_how_blocks_are(model_dir: Path, weights: Weights) -> None:
     manifest = load_manifest(model_dir)
     assert (manifest.lowering, manifest.block_size, manifest.weights) == ("paged", 256, weights)
+    assert manifest.recordable
     assert {names.BLOCKS_GRAPH, names.SAMPLER_GRAPH} <= manifest.files.keys()
 
 
@@ -171,6 +172,9 @@ def test_over_blocks_it_computes_what_slots_and_torch_do(family: Family, tmp_pat
             wanted, torchs = prefill(slots, tokens), eager.logits(tokens)
             assert np.abs(logits - wanted).max() <= EQUAL * np.abs(wanted).max()
             assert np.abs(logits - torchs).max() <= TOLERANCE * np.abs(torchs).max()
+    has_experts = "experts" in family.odd
+    assert load_manifest(tmp_path / "model").recordable != has_experts
+    assert paged.runner.num_graphs == (0 if has_experts else 1)
 
 
 def test_an_export_is_verified_and_says_how(checkpoint: Path, tmp_path: Path) -> None:

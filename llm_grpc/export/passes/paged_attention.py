@@ -21,6 +21,17 @@ TABLES_AT = (8, 9)
 _QUERY_KEY_VALUE = (0, 1, 2)
 
 
+_SIZES_FROM_VALUES = frozenset(
+    {"Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "Scan", "SequenceAt", "Unique"}
+)
+"""Operators that the processor waits for: a mixture's experts are computed for the tokens that chose one."""
+
+
+def is_recordable(model: ir.Model) -> bool:
+    """Whether the sizes of all values follow from those of the inputs."""
+    return not any(node.op_type in _SIZES_FROM_VALUES for node in model.graph)
+
+
 def pack_paged_attention(model: ir.Model, context_tokens: int) -> None:
     """Rewrite the attention of ``model`` where it reads plainly turned values or the parts of one product.
 
