@@ -18,6 +18,8 @@ past.<layer>.…     [E or 1, heads, capacity, head_dim]: the cache of the decod
 =================  ==============  =======================================================================
 
 Outputs are ``logits`` float32 ``[R, vocabulary]`` and ``present.<layer>.…``, bound to the memory of ``past``.
+A model in stages is several such graphs: each has the inputs and caches that its nodes read, the last one has
+the logits, and ``stage.<writer>.<number>`` is an output of one and an input of later ones.
 """
 
 from __future__ import annotations
@@ -52,6 +54,22 @@ def past(layer: int, kind: str, half: str) -> str:
 def present(layer: int, kind: str, half: str) -> str:
     """Name of a cache output."""
     return f"present.{layer}.{kind}.{half}"
+
+
+def layer_of(name: str) -> int | None:
+    """The layer whose cache the input or output ``name`` is; None for others."""
+    kind, _, rest = name.partition(".")
+    layer = rest.partition(".")[0]
+    return int(layer) if kind in {"past", "present"} and layer.isdecimal() else None
+
+
+STAGE_VALUE = "stage."
+"""What names of values that stages hand on begin with."""
+
+
+def stage_value(stage: int, number: int) -> str:
+    """Name of what ``stage``, from 0 on, writes for later ones to read: ``[…, T, …]``, one size open."""
+    return f"{STAGE_VALUE}{stage}.{number}"
 
 
 INTERFACE = "llm_grpc.interface"

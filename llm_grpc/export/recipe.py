@@ -25,6 +25,8 @@ class Recipe:
     largest error get 8 bits while the mean stays below it. ``block_size`` weights of such a model share a
     scale: more are faster for a single row, smaller, and less exact.
 
+    ``stages`` graphs are written, each of some of the layers.
+
     Raises:
         ExportError: the settings do not go together.
     """
@@ -35,8 +37,11 @@ class Recipe:
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     kv_cache: Literal["auto", "int8"] = "auto"
     block_size: int = 32
+    stages: int = 1
 
     def __post_init__(self) -> None:
+        if self.stages < 1:
+            raise ExportError(f"--stages is {self.stages}, and must be at least 1")
         if self.block_size not in BLOCK_SIZES:
             sizes = ", ".join(map(str, BLOCK_SIZES))
             raise ExportError(f"--block-size is {self.block_size}, and must be one of {sizes}")
