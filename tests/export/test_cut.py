@@ -15,6 +15,7 @@ from llm_grpc import graph_names as names
 from llm_grpc.config import EMBEDDED_MODEL
 from llm_grpc.errors import ExportError
 from llm_grpc.export.passes.cut import _balanced, cut
+from llm_grpc.export.passes.reads import reads
 from llm_grpc.export.passes.tidy import with_shapes
 
 MOST_CROSSING = 2
@@ -67,6 +68,16 @@ def test_a_matrix_is_behind_the_norm_that_it_reads() -> None:
     begins = next(node for node in second.graph if node.op_type == "MatMul")
     assert str(begins.inputs[1].name).startswith(f"model.layers.{first_layer}.self_attn.q_proj")
     assert {str(x.name) for x in begins.inputs if x is not None} & {*inputs(second, names.STAGE_VALUE)}
+
+
+def test_what_a_graph_in_a_node_reads_is_read_by_the_node() -> None:
+    inner = ir.node("Add", [x := ir.Value(name="x"), ir.Value(name="own")])
+    branch = ir.Graph([inner.inputs[1]], inner.outputs, nodes=[inner], name="branch")
+    choice = ir.node(
+        "If", [chosen := ir.Value(name="chosen")], {"then_branch": branch, "else_branch": branch}
+    )
+    ir.Graph([x, chosen], choice.outputs, nodes=[choice], opset_imports={"": 18})
+    assert set(reads(choice)) == {chosen, x}
 
 
 def test_one_stage_is_the_graph() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from llm_grpc.cli.main import main
 from llm_grpc.client import Client
 from llm_grpc.devices import CPU, Device
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, SlotCopy, StepPlan
@@ -111,6 +113,7 @@ def test_stages_are_the_whole_model(embedded: Export, stages: int) -> None:
     manifest = load_manifest(embedded(stages))
     assert manifest.stages == tuple(f"model-{i}-of-{stages}.onnx" for i in range(1, stages + 1))
     assert manifest.graph == manifest.stages[0]
+    assert manifest.weights_bytes == sum(path.stat().st_size for path in embedded(stages).glob("*.onnx"))
     assert_equal(drive(make_runner(embedded(stages))), drive(make_runner(embedded(1))))
 
 
@@ -144,6 +147,18 @@ def test_any_weights_of_any_architecture(name: str, weights: Weights, tmp_path: 
     (family,) = (family for family in FAMILIES if family.name == name)
     source = save_random_model(tmp_path / "source", family.model_type, **family.config)
     assert_stages_are_whole(source, weights, tmp_path)
+
+
+def test_an_int8_cache(tmp_path: Path) -> None:
+    """Its places are computed from the number of tokens, in every stage."""
+    (tmp_path / "text.txt").write_bytes(bytes(b % 94 + 32 for b in ids(11, 4000)))
+    source = save_random_model(tmp_path / "source")
+    recipe = Recipe("int8", tmp_path / "text.txt", kv_cache="int8")
+    for stages in (1, 2):
+        export(str(source), tmp_path / str(stages), "model", ANY, replace(recipe, stages=stages))
+    for num_micro_batches in (1, 2):
+        found, wanted = (make_runner(tmp_path / name, num_micro_batches) for name in ("2", "1"))
+        assert_equal(drive(found), drive(wanted))
 
 
 @pytest.mark.slow
@@ -269,3 +284,10 @@ def test_what_crosses_is_copied_where_devices_differ(embedded: Export) -> None:
     buffers = runner._bindings[0]._binding._crossing._buffers
     assert_equal(drive(runner), drive(make_runner(embedded(1), 2)))
     assert len({value.data_ptr() for value in buffers.values()}) == len(buffers) == 4
+
+
+def test_inspect_says_how_many(embedded: Export, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["model", "inspect", str(embedded(2))]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["stages", "2"] in lines
+    assert {line[0] for line in lines if line} >= {"model-1-of-2.onnx", "model-2-of-2.onnx"}

@@ -8,6 +8,9 @@ import onnx_ir as ir
 
 from llm_grpc import graph_names as names
 
+_OF_SIZES = frozenset({"Shape", "Size"})
+"""What read how large a value is, and nothing of what is in it."""
+
 
 def reads(node: ir.Node) -> Iterator[ir.Value]:
     """The values that ``node`` and the graphs in its attributes take from outside of it."""
@@ -25,7 +28,8 @@ def reads(node: ir.Node) -> Iterator[ir.Value]:
 class Needs:
     """Of each node of ``graph``: whether it is ``free``, and the weights that it reads.
 
-    Free is what constants and a step's inputs alone say, but for the tokens' ids: positions, angles, sizes.
+    Free is what constants and a step's inputs alone say, of the tokens' ids their number: positions, angles,
+    sizes.
     What a free node reads counts with the nodes that use it.
     """
 
@@ -57,4 +61,4 @@ class Needs:
         if value.is_initializer():
             return True
         name = str(value.name)
-        return names.layer_of(name) is None and (name != names.INPUT_IDS or node.op_type == "Shape")
+        return names.layer_of(name) is None and (name != names.INPUT_IDS or node.op_type in _OF_SIZES)
