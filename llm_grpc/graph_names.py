@@ -23,7 +23,7 @@ Outputs are ``logits`` float32 ``[R, vocabulary]`` and ``present.<layer>.…``, 
 
 Lowering ``paged``, for NVIDIA GPUs, of which ``input_ids``, ``position_ids`` and ``logit_rows`` are the same:
 
-=================  ==============  =======================================================================
+=================  ==============  ================================================================
 name               type, shape     meaning
 =================  ==============  =======================================================================
 sequence_ends      int32 [B + 1]   packed tokens before each of the step's B sequences, and T
@@ -40,6 +40,9 @@ past.<layer>.…     [blocks, block_size, heads, head_dim]: the cache, float16 o
 Outputs are ``greedy`` int64 ``[R]``, the most likely tokens, ``logits`` and ``present`` as above. A second
 graph, ``blocks.onnx``, copies block ``source`` int64 ``[1]`` to block ``target`` int64 ``[1, 1]`` in all of
 ``past``. A third one, ``sampler.onnx``, draws tokens from ``logits``.
+=======
+A model in stages is several such graphs: each has the inputs and caches that its nodes read, the last one has
+the logits, and ``stage.<writer>.<number>`` is an output of one and an input of later ones.
 """
 
 from __future__ import annotations
@@ -108,6 +111,22 @@ def past_blocks(layer: int, kind: str) -> str:
 def present_blocks(layer: int, kind: str) -> str:
     """Name of a cache output of lowering ``paged``."""
     return f"present.{layer}.{kind}"
+
+
+def layer_of(name: str) -> int | None:
+    """The layer whose cache the input or output ``name`` is; None for others."""
+    kind, _, rest = name.partition(".")
+    layer = rest.partition(".")[0]
+    return int(layer) if kind in {"past", "present"} and layer.isdecimal() else None
+
+
+STAGE_VALUE = "stage."
+"""What names of values that stages hand on begin with."""
+
+
+def stage_value(stage: int, number: int) -> str:
+    """Name of what ``stage``, from 0 on, writes for later ones to read: ``[…, T, …]``, one size open."""
+    return f"{STAGE_VALUE}{stage}.{number}"
 
 
 INTERFACE = "llm_grpc.interface"

@@ -55,11 +55,15 @@ class KvCache(_Strict):
 class Manifest(_Strict):
     """What a model directory holds. ``graph``, ``tokenizer`` and ``files`` are names inside the directory.
 
+    ``stages`` are the graphs of a model whose layers are cut into several, in their order, and ``graph`` is
+    the first of them; empty where ``graph`` is the whole model.
+
     ``source`` is the hub id of what was exported, or its directory's name without the path; empty where the
     name has other characters. ``verification`` is the SHA-256 of ``verification.json``, None where there is
     none. ``block_size`` is the tokens of a block of lowering ``paged``, None of lowering ``slots``.
-    ``recordable`` says that no size inside the graph depends on values: a GPU can record a step and replay it.
-    These four came later than the rest and have defaults; a reader that does not know them refuses the file.
+    ``recordable`` says that no size inside the graph depends on values: a GPU can record a step and replay
+    it. These and ``stages`` came later than the rest and have defaults; a reader that does not know them
+    refuses the file.
     """
 
     format: Literal[2]
@@ -80,15 +84,28 @@ class Manifest(_Strict):
     verification: _Sha256 | None = None
     block_size: Annotated[int, Field(ge=16, le=4096)] | None = None
     recordable: bool = False
+    stages: Annotated[tuple[str, ...], Field(strict=False)] = ()
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The graphs in the order in which they run."""
+        return self.stages or (self.graph,)
 
     @property
     def weights_bytes(self) -> int:
-        """The graph and what lies beside it, as files."""
-        return sum(entry.size_bytes for name, entry in self.files.items() if name.startswith(self.graph))
+        """The graphs and what lies beside them, as files."""
+        return sum(entry.size_bytes for name, entry in self.files.items() if name.startswith(self.graphs))
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Manifest:
+        stages = self.stages
+        if stages and (len(set(stages)) < max(2, len(stages)) or stages[0] != self.graph):
+            raise ValueError(f"stages must be {self.graph} and others, each once, or nothing")
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:
-        for name in (self.graph, self.tokenizer, self.chat_template):
+        for name in (*self.graphs, self.tokenizer, self.chat_template):
             if name is not None and name not in self.files:
                 raise ValueError(f"{name} is not among files")
         if _CACHES.get(self.weights, self.kv_cache.dtype) != self.kv_cache.dtype:

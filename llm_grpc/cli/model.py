@@ -84,6 +84,7 @@ def _page(found: dict[str, Any]) -> str:
         "name": manifest["name"],
         "source": manifest["source"] or "not recorded",
         "architecture": f"{manifest['architecture']}, {manifest['weights']} weights, {lowering}",
+        "stages": str(len(manifest["stages"]) or 1),
         "vocabulary": f"{manifest['vocabulary_size']} tokens, ends with {manifest['eos_token_ids']}",
         "context": f"{manifest['context_tokens']} tokens",
         "cache": f"{kv['num_layers']} layers x {kv['num_heads']} heads x {kv['head_dim']}, {kv['dtype']}",

@@ -42,9 +42,11 @@ def needs_of(source: Source, recipe: Recipe, available_bytes: int) -> Needs:
 
     Weights are mapped from the source's files and written one matrix at a time, so that the largest matrix
     counts and not the model. A model in 16 bits is verified as a copy in fp32 on a machine without a GPU.
+    Stages hold a table of embeddings twice where it is the output projection too.
     """
-    graph = int(source.num_parameters * _bits(recipe) / 8)
-    run = _FP32 * source.num_parameters if recipe.weights in {"fp16", "bf16"} else graph
+    parameters = source.num_parameters + (source.vocabulary_parameters if recipe.stages > 1 else 0)
+    graph = int(parameters * _bits(recipe) / 8)
+    run = _FP32 * parameters if recipe.weights in {"fp16", "bf16"} else graph
     least = _LIBRARIES_BYTES + _MATRICES * _FP32 * source.vocabulary_parameters
     disk = graph + (run if run != graph else 0)
     return Needs(graph, disk, least + (run if is_packed(run, available_bytes) else 0))

@@ -61,5 +61,11 @@ class Job:
 
     @property
     def graph(self) -> Path:
-        """The graph's file."""
+        """The file of the whole graph."""
         return self.directory / GRAPH
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """Names of the files that are written: one, or one for each stage."""
+        count = self.recipe.stages
+        return (GRAPH,) if count == 1 else tuple(f"model-{i}-of-{count}.onnx" for i in range(1, count + 1))

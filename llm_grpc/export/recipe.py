@@ -27,6 +27,7 @@ class Recipe:
     scale: more are faster for a single row, smaller, and less exact.
 
     ``lowering`` is how attention finds the cache: ``slots`` for CPUs, ``paged`` for NVIDIA GPUs.
+    ``stages`` graphs are written, each of some of the layers.
 
     Raises:
         ExportError: the settings do not go together.
@@ -39,8 +40,11 @@ class Recipe:
     kv_cache: Literal["auto", "int8"] = "auto"
     block_size: int = 32
     lowering: Lowering = "slots"
+    stages: int = 1
 
     def __post_init__(self) -> None:
+        if self.stages < 1:
+            raise ExportError(f"--stages is {self.stages}, and must be at least 1")
         if self.block_size not in BLOCK_SIZES:
             sizes = ", ".join(map(str, BLOCK_SIZES))
             raise ExportError(f"--block-size is {self.block_size}, and must be one of {sizes}")
@@ -49,6 +53,10 @@ class Recipe:
                 f"--mean-bits is {self.mean_bits:g}, and the limits are {self.least_bits:g} and "
                 f"{INT8.mean_bits:g}"
             )
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Raise ExportError where one setting rules out another."""
         if self.kv_cache == "int8" and not self.calibrate:
             raise ExportError("--kv-cache int8 takes its scales from a text: pass --calibrate FILE")
         if self.kv_cache == "int8" and self.computes_in != "fp32":

@@ -22,10 +22,11 @@ from llm_grpc.export.device_graphs import write_device_graphs
 from llm_grpc.export.element_type import ELEMENT_TYPES
 from llm_grpc.export.formats import choose_formats, table
 from llm_grpc.export.graph_file import state_interface, write_graph
-from llm_grpc.export.job import GRAPH, Job
+from llm_grpc.export.job import Job
 from llm_grpc.export.load import load_config, load_model, load_tokenizer
 from llm_grpc.export.onnx_config import PackedStepConfig, kv_cache_of
 from llm_grpc.export.paged_config import PagedStepConfig
+from llm_grpc.export.passes.cut import cut
 from llm_grpc.export.passes.half import cast_around
 from llm_grpc.export.passes.int8_cache import int8_cache, stated_cache
 from llm_grpc.export.passes.packed_attention import pack_attention
@@ -54,6 +55,10 @@ _RECORDED = ("torch", "transformers", "optimum", "optimum-onnx", "onnx")
 def load(job: Job, _: Progress) -> None:
     """The torch model and its tokenizer, after the architecture is known to be one that can be exported."""
     job.kv_cache = kv_cache_of(load_config(job.source), job.dtype)
+    if job.recipe.stages > job.kv_cache.num_layers:
+        raise ExportError(
+            f"--stages is {job.recipe.stages}, and {job.source.name} has {job.kv_cache.num_layers} layers"
+        )
     job.tokenizer, job.model = load_tokenizer(job.source), load_model(job.source)
     job.config, job.eos_token_ids = job.model.config, _eos_token_ids(job.model)
     if not getattr(job.config, "max_position_embeddings", None):
@@ -161,11 +166,12 @@ def quantise(job: Job, progress: Progress) -> None:
 
 
 def write(job: Job, progress: Progress) -> None:
-    """The graph with its weights, one at a time; the torch model is dropped."""
+    """The graph, or those of the stages, with their weights, one at a time; the torch model is dropped."""
     job.graph.unlink()
     skip_norms(job.rewritten)
-    without_shapes(job.rewritten)
-    write_graph(job.rewritten, job.graph, progress.part)
+    for name, graph in zip(job.graphs, cut(job.rewritten, job.recipe.stages), strict=True):
+        without_shapes(graph)
+        write_graph(graph, job.directory / name, progress.part)
     if job.is_paged:
         write_device_graphs(job.directory, job.config.vocab_size, job.kv_cache)
     job.rewritten = job.model = job.calibration = None
@@ -183,7 +189,7 @@ def describe(job: Job, _: Progress) -> None:
         architecture=job.config.model_type,
         lowering=job.recipe.lowering,
         weights=job.recipe.weights,
-        graph=GRAPH,
+        graph=job.graphs[0],
         tokenizer=TOKENIZER,
         chat_template=CHAT_TEMPLATE if template else None,
         vocabulary_size=job.config.vocab_size,
@@ -195,6 +201,7 @@ def describe(job: Job, _: Progress) -> None:
         source=job.source.recorded_name,
         block_size=block_size_of(job.kv_cache.head_dim) if job.is_paged else None,
         recordable=job.recordable,
+        stages=job.graphs if len(job.graphs) > 1 else (),
     )
     write_manifest(directory, manifest)
 

@@ -36,7 +36,7 @@ def runnable(model_dir: Path, manifest: Manifest) -> AbstractContextManager[tupl
 
 @contextmanager
 def widened(model_dir: Path, manifest: Manifest) -> Iterator[tuple[Path, Manifest]]:
-    """A directory with the graph in fp32, and its manifest; gone at the end.
+    """A directory with the graphs in fp32, and their manifest; gone at the end.
 
     It lies inside ``model_dir``, takes twice the disk of the weights there, and is written one weight at a
     time.
@@ -47,16 +47,18 @@ def widened(model_dir: Path, manifest: Manifest) -> Iterator[tuple[Path, Manifes
     cache = manifest.kv_cache.model_copy(update={"dtype": "float32"})
     with tempfile.TemporaryDirectory(prefix=".fp32.", dir=model_dir) as scratch:
         directory = Path(scratch)
-        model = ir.load(model_dir / manifest.graph)
-        widen(model)
+        for name in manifest.graphs:
+            model = ir.load(model_dir / name)
+            widen(model)
+            if manifest.lowering == "paged":
+                with_reference_attention(model)
+            if graph_names.INTERFACE in model.metadata_props:
+                stated = json.loads(model.metadata_props[graph_names.INTERFACE])
+                stated["kv_cache"] = cache.model_dump()
+                model.metadata_props[graph_names.INTERFACE] = json.dumps(stated)
+            write_graph(model, directory / name)
         if manifest.lowering == "paged":
-            with_reference_attention(model)
             write_device_graphs(directory, manifest.vocabulary_size, cache)
-        if graph_names.INTERFACE in model.metadata_props:
-            stated = json.loads(model.metadata_props[graph_names.INTERFACE])
-            stated["kv_cache"] = cache.model_dump()
-            model.metadata_props[graph_names.INTERFACE] = json.dumps(stated)
-        write_graph(model, directory / manifest.graph)
         yield directory, manifest.model_copy(update={"weights": "fp32", "kv_cache": cache})
 
 

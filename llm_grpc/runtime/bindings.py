@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from llm_grpc import graph_names as names
-from llm_grpc.runtime.denormals import flushed_denormals
 from llm_grpc.runtime.slot_pool import SlotPool
+from llm_grpc.runtime.staged_session import StagedSession
 
 
 class StepBindings:
@@ -20,8 +19,7 @@ class StepBindings:
     caches keep theirs while the number of decode rows or the chunk's slot does.
     """
 
-    def __init__(self, session: ort.InferenceSession, pool: SlotPool) -> None:
-        self._session = session
+    def __init__(self, session: StagedSession, pool: SlotPool) -> None:
         self._binding = session.io_binding()
         self._pool = pool
         self._inputs = {node.name for node in session.get_inputs()}
@@ -61,7 +59,6 @@ class StepBindings:
             self.num_binds += 1
         return buffer
 
-    def run(self) -> None:
-        """Run the session; releases the GIL."""
-        with flushed_denormals():
-            self._session.run_with_iobinding(self._binding)
+    def run(self, stage: int) -> None:
+        """Run one stage of the session, after those before it; releases the GIL."""
+        self._binding.run_stage(stage)

@@ -18,15 +18,15 @@ class FirstTokens:
     def decode_rows(self, plan: StepPlan) -> list[DecodeRow]:
         """The plan's decode rows by slot, from the lowest decoding one to the highest.
 
-        A slot between them that does not decode gets a row that changes nothing once the plan's copies are
-        done, beside its chunk.
+        A slot between them that does not decode gets a row that changes nothing, beside its chunk too, once
+        the copies are done of the plan that was remembered last: ``plan`` or what it is a part of.
         """
-        self._remember(plan)
         rows = {row.slot: row for row in plan.decode}
         slots = range(min(rows), max(rows) + 1) if rows else ()
         return [rows.get(slot) or DecodeRow(slot, self._tokens.get(slot, 0), 0) for slot in slots]
 
-    def _remember(self, plan: StepPlan) -> None:
+    def remember(self, plan: StepPlan) -> None:
+        """Take note of what ``plan`` copies and begins; once for each plan."""
         for copy in plan.copies:
             self._tokens[copy.target] = self._tokens.get(copy.source, 0)
         if plan.chunk and plan.chunk.start == 0:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-import onnxruntime as ort
 from pydantic import BaseModel, ValidationError
 
 from llm_grpc import graph_names as names
 from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import KvCache, Manifest
+from llm_grpc.runtime.staged_session import StagedSession
 
 _ORT_TYPES = {
     "float32": "tensor(float)",
@@ -29,8 +29,8 @@ class _Stated(BaseModel):
     kv_cache: KvCache
 
 
-def check_interface(session: ort.InferenceSession, manifest: Manifest) -> None:
-    """Raise ManifestError unless the graph takes and gives what the manifest states.
+def check_interface(session: StagedSession, manifest: Manifest) -> None:
+    """Raise ManifestError unless the graph, or all stages of it, takes and gives what the manifest states.
 
     Names, types and shapes of inputs and outputs are compared one at a time, so that a manifest with
     billions of layers costs no more than one with too many. The context's length shows in no shape: it is

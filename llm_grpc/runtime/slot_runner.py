@@ -9,15 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_grpc import graph_names as names
+from llm_grpc.devices import CPU, Device
+from llm_grpc.engine.micro_batches import divide
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, StepPlan
 from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import Manifest
 from llm_grpc.runtime.bindings import StepBindings
 from llm_grpc.runtime.first_tokens import FirstTokens
 from llm_grpc.runtime.interface import check_interface
+from llm_grpc.runtime.pipeline import Pipeline, run_in_turn
 from llm_grpc.runtime.sampler import sample_tokens
-from llm_grpc.runtime.session import is_for_gpu, open_session
+from llm_grpc.runtime.session import is_for_gpu
 from llm_grpc.runtime.slot_pool import SlotPool
+from llm_grpc.runtime.staged_session import open_stages
 
 
 class SlotRunner:
@@ -29,12 +33,15 @@ class SlotRunner:
     widens all that its slot holds. Where nothing decodes, the decode half computes the chunk's first token
     once more, into the scratch slot.
 
+    The stages of a model run on ``devices``, one each or all on one. Where those differ, a step is divided
+    into ``num_micro_batches``, by itself as many as devices, so that each has one to compute.
+
     Raises:
         ManifestError: the graph is not what the manifest says, or needs a GPU.
-        StartupError: there is no memory for the cache.
+        StartupError: there is no memory for the cache, or the devices are not as many as the stages.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what is computed, and where
         self,
         model_dir: Path,
         manifest: Manifest,
@@ -42,24 +49,30 @@ class SlotRunner:
         context_tokens: int,
         threads: int = 0,
         packs: bool = True,
+        *,
+        devices: Sequence[Device] = (CPU,),
+        num_micro_batches: int = 0,
     ) -> None:
         if is_for_gpu(manifest):
             raise ManifestError(
                 f"{model_dir} computes in {manifest.kv_cache.dtype}, which needs an NVIDIA GPU, and this "
                 "build runs on CPUs: export it in fp32"
             )
-        session = open_session(model_dir / manifest.graph, threads, packs, manifest.weights_bytes)
+        session = open_stages(model_dir, manifest, devices, threads, packs)
         check_interface(session, manifest)
         self._has_wide_cache = manifest.kv_cache.dtype != "int8"
         self._vocabulary = manifest.vocabulary_size
         self._pool = SlotPool(manifest.kv_cache, num_slots, context_tokens)
-        self._bindings = StepBindings(session, self._pool)
+        self._num_stages = session.num_stages
+        num_batches = num_micro_batches or len(set(session.devices))
+        self._bindings = [StepBindings(session, self._pool) for _ in range(num_batches)]
+        self._pipeline = Pipeline(self._num_stages) if min(num_batches, self._num_stages) > 1 else None
         self._first_tokens = FirstTokens()
 
     @property
     def num_binds(self) -> int:
         """Binds since the start; a counter for tests and benchmarks."""
-        return self._bindings.num_binds
+        return sum(bindings.num_binds for bindings in self._bindings)
 
     def run(self, plan: StepPlan) -> Sequence[int]:
         """Compute the plan and return one token id for each of its samples."""
@@ -71,12 +84,32 @@ class SlotRunner:
             self._pool.release(release.slot, release.num_kept)
         for copy in plan.copies:
             self._pool.copy(copy.source, copy.target, copy.num_tokens)
+        self._first_tokens.remember(plan)
+        parts = divide(plan, len(self._bindings))
+        found = [self._prepare(part.plan, at) for part, at in zip(parts, self._bindings, strict=False)]
+        self._run(len(parts))
+        if len(parts) == 1:
+            return found[0]
+        logits = np.empty((len(plan.samples), self._vocabulary), np.float32)
+        for part, rows in zip(parts, found, strict=True):
+            logits[list(part.samples)] = rows
+        return logits
+
+    def _prepare(self, plan: StepPlan, bindings: StepBindings) -> NDArray[np.float32]:
+        """Bind what the next run of ``bindings`` computes; returns where its logits come."""
         decode, chunk = self._halves(self._first_tokens.decode_rows(plan), plan.chunk)
         rows = _packed_rows(plan, decode)
-        self._put(decode, chunk, rows or [0])
-        logits = self._bindings.logits(max(len(rows), 1), self._vocabulary)
-        self._bindings.run()
-        return logits[: len(rows)]
+        self._put(bindings, decode, chunk, rows or [0])
+        return bindings.logits(max(len(rows), 1), self._vocabulary)[: len(rows)]
+
+    def _run(self, num_batches: int) -> None:
+        def compute(batch: int, stage: int) -> None:
+            self._bindings[batch].run(stage)
+
+        if self._pipeline and num_batches > 1:
+            self._pipeline.run(num_batches, compute)
+        else:
+            run_in_turn(num_batches, self._num_stages, compute)
 
     def _halves(
         self, rows: list[DecodeRow], chunk: PrefillChunk | None
@@ -89,8 +122,10 @@ class SlotRunner:
         *others, last = rows
         return others, PrefillChunk(last.slot, last.position, (last.token,))
 
-    def _put(self, decode: list[DecodeRow], chunk: PrefillChunk, rows: list[int]) -> None:
-        put, length = self._bindings.put, len(chunk.tokens)
+    def _put(
+        self, bindings: StepBindings, decode: list[DecodeRow], chunk: PrefillChunk, rows: list[int]
+    ) -> None:
+        put, length = bindings.put, len(chunk.tokens)
         past = [row.position for row in decode]
         put(names.INPUT_IDS, [[*(row.token for row in decode), *chunk.tokens]], np.int64)
         put(names.POSITION_IDS, [[*past, *range(chunk.start, chunk.start + length)]], np.int64)
@@ -101,8 +136,8 @@ class SlotRunner:
         put(names.DECODE_TOTAL, max(past, default=0) + 1, np.int32)
         put(names.CHUNK_SEQLENS, [chunk.start + length - 1], np.int32)
         put(names.CHUNK_TOTAL, chunk.start + length, np.int32)
-        self._bindings.put_slots("decode", decode[0].slot if decode else self._pool.scratch, len(decode) or 1)
-        self._bindings.put_slots("chunk", chunk.slot, 1)
+        bindings.put_slots("decode", decode[0].slot if decode else self._pool.scratch, len(decode) or 1)
+        bindings.put_slots("chunk", chunk.slot, 1)
 
 
 def _packed_rows(plan: StepPlan, decode: list[DecodeRow]) -> list[int]:

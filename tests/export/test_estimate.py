@@ -35,3 +35,9 @@ def test_the_needs_are_one_line(tmp_path: Path) -> None:
     line = say_needs(source(10**8, 10**7), tmp_path, Recipe())
     assert line.startswith("100.0 M parameters, 381.5 MiB in fp32; needs 381.5 MiB of disk, ")
     assert "of memory, " in line
+
+
+def test_a_tied_table_is_in_two_stages() -> None:
+    tied = source(10**8, 10**7)
+    whole, staged = (needs_of(tied, Recipe("int8", stages=stages), GIB) for stages in (1, 3))
+    assert staged.disk_bytes - whole.disk_bytes == 10**7

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from contextlib import chdir
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -110,8 +111,10 @@ def test_the_table_of_layers(exported: Said) -> None:
 @pytest.mark.parametrize("line", [line for line in of("export") if ID not in line])
 def test_the_directories_are_what_the_page_says(exported: Said, folder: Path, line: str) -> None:
     _, _, _, target, *flags = shlex.split(line)
+    said = {name: value for name, value in pairwise(flags) if name.startswith("--")}
     manifest = load_manifest(folder / target)
-    assert manifest.weights == (flags[1] if flags else "fp32")
+    assert manifest.weights == said.get("--weights", "fp32")
+    assert len(manifest.graphs) == int(said.get("--stages", 1))
     assert manifest.name == LOCAL
 
 

@@ -29,6 +29,7 @@ def test_the_page_names_shapes_sizes_and_slots(model_dir: Path, capsys: pytest.C
     page = inspect(capsys, str(model_dir), "--memory", "1MiB")
     lines = [" ".join(line.split()) for line in page.splitlines()]
     assert "name scripted" in lines
+    assert "stages 1" in lines
     assert "cache 1 layers x 1 heads x 8, float32" in lines
     assert "cache per token 64 B" in lines
     assert "model.onnx 42 B" in lines

@@ -131,7 +131,7 @@ def test_a_step_computes_its_tokens_and_no_others(runner: SlotRunner) -> None:
 
 def num_packed(runner: SlotRunner) -> int:
     """Tokens of the last run."""
-    return runner._bindings._buffers["input_ids"].size
+    return runner._bindings[0]._buffers["input_ids"].size
 
 
 class Server:

@@ -104,12 +104,17 @@ class Int8:
         return sizes[-1] in {"tokens", "rows"} and sizes[:-1] in ([], ["1"])
 
     def _middles_for(self, x: ir.Value, scales: ir.Value, nodes: list[ir.Node]) -> ir.Value:
-        """The zero point for each row. All of the packed tokens share one vector of them."""
+        """The zero point for each row. All of the packed tokens share one vector of them, which takes the
+        number of them from the token ids, so that every stage of a graph that is cut can make its own.
+        """
         key = str(_sizes(x)[-2]) if self._always_has_rows(x) else ""
         if key in self._middles:
             return self._middles[key]
         middle = add_constant(self._graph, "middle", np.array([_MIDDLE], np.uint8))
-        shape = ir.node("Shape", [scales])
+        if key == "tokens":
+            shape = ir.node("Shape", [input_of(self._graph, INPUT_IDS)], {"start": 1})
+        else:
+            shape = ir.node("Shape", [scales])
         expand = ir.node("Expand", [middle, shape.outputs[0]])
         nodes += [shape, expand]
         if key:

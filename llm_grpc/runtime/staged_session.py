@@ -1,0 +1,84 @@
+"""The sessions of a model's stages, which run one after the other, as one session."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from llm_grpc.devices import CPU, Device
+from llm_grpc.errors import ManifestError, StartupError
+from llm_grpc.graph_names import INTERFACE
+from llm_grpc.manifest import Manifest
+from llm_grpc.runtime.session import open_session
+from llm_grpc.runtime.staged_binding import StagedBinding
+from llm_grpc.runtime.wiring import Wiring
+
+
+class StagedSession:
+    """Sessions that run in turn, each on its one of ``devices``; a whole model is one stage.
+
+    To those who bind memory it is one session: an input goes to all stages that have it, and what stages
+    hand on to each other is bound by itself. The cache of a layer is read and written by one stage.
+
+    Raises:
+        ManifestError: the sessions are not the stages of one model.
+    """
+
+    def __init__(self, sessions: Sequence[ort.InferenceSession], devices: Sequence[Device]) -> None:
+        self._sessions, self.devices = tuple(sessions), tuple(devices)
+        self._wiring = Wiring(self._sessions)
+        stated = {s.get_modelmeta().custom_metadata_map.get(INTERFACE) for s in self._sessions}
+        if len(stated) > 1:
+            raise ManifestError("the stages were made for different models: export again")
+
+    @property
+    def num_stages(self) -> int:
+        """Sessions that run one after the other."""
+        return len(self._sessions)
+
+    def get_inputs(self) -> list[Any]:
+        """What is bound from outside, each name once."""
+        return list(self._wiring.inputs())
+
+    def get_outputs(self) -> list[Any]:
+        """What comes out; not what goes on to other stages."""
+        return list(self._wiring.outputs())
+
+    def get_modelmeta(self) -> Any:
+        """The first stage's; what the others state of the interface is the same."""
+        return self._sessions[0].get_modelmeta()
+
+    def device_of(self, name: str) -> Device:
+        """Where the first stage that has the input ``name`` runs: of a cache, the only one."""
+        return self.devices[min(self._wiring.readers(name))]
+
+    def io_binding(self) -> StagedBinding:
+        """Bindings of all stages, with memory of their own for what stages hand on."""
+        return StagedBinding(self._sessions, self.devices, self._wiring)
+
+
+def open_stages(
+    model_dir: Path,
+    manifest: Manifest,
+    devices: Sequence[Device] = (CPU,),
+    threads: int = 0,
+    packs: bool = True,
+) -> StagedSession:
+    """A session for each graph of the model, each on its device, or all on the only one.
+
+    Raises:
+        StartupError: there are neither as many devices as stages nor one for all.
+        ManifestError: a graph cannot be run, or they are not the stages of one model.
+    """
+    graphs = manifest.graphs
+    if len(devices) not in {1, len(graphs)}:
+        is_cut = f"has {len(graphs)} stages" if manifest.stages else "is not cut into stages"
+        raise StartupError(
+            f"device is {','.join(map(str, devices))}, and {manifest.name} {is_cut}: name one device, or "
+            f"export it with --stages {len(devices)}"
+        )
+    sessions = [open_session(model_dir / name, threads, packs, manifest.weights_bytes) for name in graphs]
+    return StagedSession(sessions, devices if len(devices) > 1 else [*devices] * len(graphs))
