@@ -137,6 +137,7 @@ class ScriptedRunner:
 
     def _write_idle(self, plan: StepPlan) -> None:
         decoding = {row.slot for row in plan.decode}
+        self._first_tokens.remember(plan)
         for row in self._first_tokens.decode_rows(plan):
             if row.slot not in decoding and self.cache.get(row.slot):
                 self.cache[row.slot][row.position] = row.token

@@ -134,10 +134,12 @@ def test_rows_begin_at_the_lowest_decoding_slot() -> None:
 def test_a_hole_gets_the_first_token_of_what_its_slot_holds() -> None:
     tokens = FirstTokens()
     for slot in (1, 2, 3):
-        tokens.decode_rows(StepPlan((), (PrefillChunk(slot, 0, [10 * slot, 5]),), ()))
-    tokens.decode_rows(StepPlan((), (PrefillChunk(2, 2, [6]),), ()))
+        tokens.remember(StepPlan((), (PrefillChunk(slot, 0, [10 * slot, 5]),), ()))
+    tokens.remember(StepPlan((), (PrefillChunk(2, 2, [6]),), ()))
     ends = (DecodeRow(5, 7, 3), DecodeRow(1, 8, 2))
-    rows = tokens.decode_rows(StepPlan(ends, (PrefillChunk(3, 0, [40]),), (), (SlotCopy(1, 4, 2),)))
+    plan = StepPlan(ends, (PrefillChunk(3, 0, [40]),), (), (SlotCopy(1, 4, 2),))
+    tokens.remember(plan)
+    rows = tokens.decode_rows(plan)
     assert rows == [ends[1], DecodeRow(2, 20, 0), DecodeRow(3, 40, 0), DecodeRow(4, 10, 0), ends[0]]
 
 

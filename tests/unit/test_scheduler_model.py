@@ -117,7 +117,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         named = {row.slot for row in plan.decode} | ({plan.chunk.slot} if plan.chunk else set())
         targets = {copy.target for copy in plan.copies}
         if far:
-            self.runner._first_tokens.decode_rows(plan)
+            self.runner._first_tokens.remember(plan)
         for slot in named | targets:
             self.runner.cache[slot] = GARBAGE[:]
             self.slots[slot].tokens = []

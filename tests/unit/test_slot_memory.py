@@ -100,7 +100,7 @@ class MemoryMachine(RuleBasedStateMachine):
             return
         if far:
             self.runner.measure(plan)
-            self.runner._first_tokens.decode_rows(plan)
+            self.runner._first_tokens.remember(plan)
         written = {row.slot for row in plan.decode} | {copy.target for copy in plan.copies}
         for slot in written | ({plan.chunk.slot} if plan.chunk else set()):
             self.runner.cache[slot] = [-1]
