@@ -41,7 +41,12 @@ def open_on(
     os.environ.setdefault("ORT_ENABLE_CUDNN_FLASH_ATTENTION", "0")
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    settings = {"device_id": str(device.index), "enable_cuda_graph": str(int(records)), "use_tf32": "0"}
+    settings = {
+        "device_id": str(device.index),
+        "enable_cuda_graph": str(int(records)),
+        "arena_extend_strategy": "kSameAsRequested",  # the cache has taken the rest
+        "use_tf32": "0",
+    }
     try:
         return ort.InferenceSession(str(graph), options, providers=[(_CUDA, settings)])
     except Exception as error:  # onnxruntime raises its own classes straight under Exception
