@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 
 from llm_grpc import graph_names as names
 from llm_grpc.cli.main import main
@@ -116,6 +117,13 @@ def test_every_type_is_the_operator_s(graph: ir.Graph) -> None:
     schemas = schemas_of(graph)
     for node in graph:
         check_types(node, schemas[node.domain, node.op_type])
+
+
+def test_all_that_it_lacks_here_are_kernels(checkpoint: Path, tmp_path: Path) -> None:
+    """ONNX Runtime finds the graph right by every operator's own rules, before it looks for kernels."""
+    directory = exported(checkpoint, tmp_path / "model", "paged", "bf16")
+    with pytest.raises(NoKernel, match="Could not find an implementation for"):
+        ort.InferenceSession(str(directory / "model.onnx"), providers=["CPUExecutionProvider"])
 
 
 def test_nothing_is_computed_in_fp32_but_logits(graph: ir.Graph) -> None:

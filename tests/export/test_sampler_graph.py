@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -12,8 +13,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llm_grpc import graph_names as names
+from llm_grpc.devices import CPU
 from llm_grpc.engine.step_plan import Sample
+from llm_grpc.export.device_graphs import write_device_graphs
 from llm_grpc.export.sampler_graph import CANDIDATES, sampler_graph
+from llm_grpc.manifest import KvCache
+from llm_grpc.runtime.device_memory import Traffic
+from llm_grpc.runtime.device_sampler import DeviceSampler
+from llm_grpc.runtime.paged_bindings import RowOutputs
 from llm_grpc.runtime.sampler import sample_tokens, uniform
 from llm_grpc.sampling_params import SamplingParams
 
@@ -94,6 +101,22 @@ def test_what_is_left_to_the_host() -> None:
     ):
         _, undecided = drawn(logits, [Sample(0, 0, 0, params)])
         assert undecided.all()
+
+
+def test_rows_that_are_left_are_drawn_by_the_host(tmp_path: Path) -> None:
+    """Of six rows one is greedy and not asked for, and two are flat: which of their equals is a nucleus?"""
+    write_device_graphs(tmp_path, LARGE, KvCache(num_layers=1, num_heads=1, head_dim=8, dtype="float32"))
+    traffic = Traffic()
+    sampler, outputs = DeviceSampler(tmp_path, CPU, traffic), RowOutputs(6, LARGE, CPU, traffic)
+    logits = np.random.default_rng(0).normal(0, 3, (6, LARGE)).astype(np.float32)
+    logits[[1, 4]] = 0
+    outputs.logits.write(logits)
+    params = SamplingParams(1, temperature=0.9, top_p=0.1, seed=5)
+    rows = [4, 5, 1, 0, 2]
+    for index in range(3):
+        samples = [Sample(row, row, index, params) for row in rows]
+        assert sampler.draw(outputs, rows, samples) == sample_tokens(logits[rows], samples)
+        assert sampler.num_undecided == 2 * (index + 1)
 
 
 def test_its_operators_have_kernels_on_gpus() -> None:

@@ -165,9 +165,10 @@ class _Layer:
             "rotary_embedding_dim": 2 * int(angles[0].shape[1]),
             "interleaved": self._node.attributes.get_int("rotary_interleaved", 0),
         }
-        batch = [write.op("Unsqueeze", value, write.ints(0)) for value in (x, self._step.positions)]
+        # Sequences of one token: a single one may not be longer than the tables.
+        batch = [write.op("Unsqueeze", value, write.ints(1)) for value in (x, self._step.positions)]
         out = write.op("RotaryEmbedding", *batch, *angles, domain=_MICROSOFT, **attributes)
-        return write.op("Squeeze", out, write.ints(0))
+        return write.op("Squeeze", out, write.ints(1))
 
     def _cached(self, x: ir.Value, kind: int) -> ir.Value:
         """The cache with ``x [T, K * D]`` written to it."""
