@@ -42,15 +42,15 @@ def measured_budget(seconds: Callable[[int, int], float], num_rows: int, chunk_t
     mixed, guesses = _LEAST_TOKENS, 1
     if num_rows:
         longest = MAX_SLOWDOWN * seconds(num_rows, 0)
-        within = takewhile(lambda n: seconds(num_rows, n) <= longest, _steps(_LEAST_TOKENS, chunk_tokens))
+        within = takewhile(lambda n: seconds(num_rows, n) <= longest, doublings(_LEAST_TOKENS, chunk_tokens))
         mixed = max(within, default=mixed)
     longest_check = MAX_GUESS_SLOWDOWN * seconds(0, 1)
-    checked = takewhile(lambda n: seconds(0, n) <= longest_check, _steps(2, min(TILE, chunk_tokens)))
+    checked = takewhile(lambda n: seconds(0, n) <= longest_check, doublings(2, min(TILE, chunk_tokens)))
     return StepBudget(mixed, max(checked, default=guesses) - 1)
 
 
-def _steps(first: int, last: int) -> Iterator[int]:
-    """Powers of two times ``first`` and what lies in the middle between two of them."""
+def doublings(first: int, last: int) -> Iterator[int]:
+    """``first`` doubled again and again up to ``last``, and what lies in the middle between two of these."""
     while first <= last:
         yield first
         if first % 2 == 0 and first * 3 // 2 <= last:
