@@ -44,9 +44,9 @@ def measured_budget(seconds: Callable[[int, int], float], num_rows: int, chunk_t
     """
     mixed = _LEAST_TOKENS
     if num_rows:
-        sizes = _steps(_LEAST_TOKENS, chunk_tokens)
+        sizes = doublings(_LEAST_TOKENS, chunk_tokens)
         mixed = _largest(lambda size: seconds(num_rows, size), 0, sizes, MAX_SLOWDOWN) or mixed
-    checked = _steps(2, min(TILE, chunk_tokens))
+    checked = doublings(2, min(TILE, chunk_tokens))
     guesses = _largest(lambda size: seconds(0, size), 1, checked, MAX_GUESS_SLOWDOWN)
     return StepBudget(mixed, guesses - 1)
 
@@ -66,8 +66,8 @@ def _largest(seconds: Callable[[int], float], base: int, sizes: Iterator[int], s
     return max(size for size in took if took[size] <= slowdown * took[base])
 
 
-def _steps(first: int, last: int) -> Iterator[int]:
-    """Powers of two times ``first`` and what lies in the middle between two of them."""
+def doublings(first: int, last: int) -> Iterator[int]:
+    """``first`` doubled again and again up to ``last``, and what lies in the middle between two of these."""
     while first <= last:
         yield first
         if first % 2 == 0 and first * 3 // 2 <= last:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import accumulate
 
 from llm_grpc.engine.model_runner import ModelRunner
-from llm_grpc.engine.step_budget import TILE, StepBudget, measured_budget
+from llm_grpc.engine.step_budget import TILE, StepBudget, doublings, measured_budget
 from llm_grpc.engine.step_plan import BlockGrant, DecodeRow, PrefillChunk, Sample, SlotRelease, StepPlan
 from llm_grpc.sampling_params import SamplingParams
 
@@ -16,7 +16,7 @@ WARM_UP = SamplingParams(max_tokens=1)
 """What samples of these runs ask for; nobody else has this object."""
 
 _MAX_SLOTS = 16
-"""More rows than this warm nothing that these did not."""
+"""More rows than this warm nothing that these did not, where steps are not recorded by their size."""
 
 
 def warm_up(
@@ -46,11 +46,13 @@ def warm_up(
         sizes = (min(longest, num_tokens - start) for start in starts)
         return [PrefillChunk(slot, 0, (0,) * size) for slot, size in zip(prefilled, sizes, strict=False)]
 
-    grants = _grants(slots, longest, block_size) if block_size else ()
+    grants = _grants(range(num_slots), longest, block_size) if block_size else ()
     for slot in slots:
         runner.run(replace(_step((), [PrefillChunk(slot, 0, (0,))]), grants=grants))
         grants = ()
     runner.run(_step((), chunks(most)))
+    for num_rows in (*doublings(1, num_slots - 1), num_slots) if block_size else ():
+        runner.run(_step(range(num_rows), ()))  # each size is recorded once
 
     def seconds(num_rows: int, num_chunk_tokens: int) -> float:
         plan, started = _step(others[:num_rows], chunks(num_chunk_tokens)), clock()

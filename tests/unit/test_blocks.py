@@ -83,12 +83,13 @@ class Bench:
 class WarmRunner(ScriptedPagedRunner):
     """Remembers how much of prompts a step was given."""
 
-    longest_chunk = most_prefilled = 0
+    longest_chunk = most_prefilled = most_rows = 0
 
     def _write(self, plan: StepPlan) -> list[list[int]]:
         sizes = [len(chunk.tokens) for chunk in plan.chunks]
         self.longest_chunk = max(self.longest_chunk, *sizes, 0)
         self.most_prefilled = max(self.most_prefilled, sum(sizes))
+        self.most_rows = max(self.most_rows, len(plan.decode))
         return super()._write(plan)
 
 
@@ -422,6 +423,7 @@ def test_what_warming_up_leaves_is_in_nobody_s_books(
     budget = warm_up(runner, num_slots, chunk_tokens, block_size=SIZE, max_chunk_tokens=max_chunk_tokens)
     longest = max_chunk_tokens or chunk_tokens
     assert runner.longest_chunk == min(longest, chunk_tokens)
+    assert runner.most_rows == num_slots
     assert runner.most_prefilled == min(chunk_tokens, longest * num_slots)
     assert budget.mixed_tokens >= 1
     assert bench.serve([0] * 16) == 0
