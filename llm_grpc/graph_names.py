@@ -1,5 +1,7 @@
 """The exported step's inputs and outputs: what export writes and the runtime binds.
 
+Lowering ``slots``, for CPUs:
+
 =================  ==============  =======================================================================
 name               type, shape     meaning
 =================  ==============  =======================================================================
@@ -18,6 +20,26 @@ past.<layer>.…     [E or 1, heads, capacity, head_dim]: the cache of the decod
 =================  ==============  =======================================================================
 
 Outputs are ``logits`` float32 ``[R, vocabulary]`` and ``present.<layer>.…``, bound to the memory of ``past``.
+
+Lowering ``paged``, for NVIDIA GPUs, of which ``input_ids``, ``position_ids`` and ``logit_rows`` are the same:
+
+=================  ==============  =======================================================================
+name               type, shape     meaning
+=================  ==============  =======================================================================
+sequence_ends      int32 [B + 1]   packed tokens before each of the step's B sequences, and T
+past_lengths       int32 [B]       tokens of each sequence that are cached already
+block_table        int32 [B, P]    the blocks of each sequence, in the order of their positions
+slot_mapping       int32 [T]       where the keys and values of each token go: block * block_size + place in
+                                   the block; -1 for nowhere
+attention_bounds   int32 [3]       in the processor's memory: the most tokens of a sequence in the step, the
+                                   most that one attends to, and a number not above the largest of these.
+                                   Bounds, so that one recorded step serves many; 0 is unknown
+past.<layer>.…     [blocks, block_size, heads, head_dim]: the cache, float16 or bfloat16
+=================  ==============  =======================================================================
+
+Outputs are ``greedy`` int64 ``[R]``, the most likely tokens, ``logits`` and ``present`` as above. A second
+graph, ``blocks.onnx``, copies block ``source`` int64 ``[1]`` to block ``target`` int64 ``[1, 1]`` in all of
+``past``. A third one, ``sampler.onnx``, draws tokens from ``logits``.
 """
 
 from __future__ import annotations
@@ -40,6 +62,30 @@ STEP_INPUTS = (
     CHUNK_TOTAL,
 )
 
+SEQUENCE_ENDS, PAST_LENGTHS = "sequence_ends", "past_lengths"
+BLOCK_TABLE, SLOT_MAPPING, ATTENTION_BOUNDS = "block_table", "slot_mapping", "attention_bounds"
+GREEDY = "greedy"
+
+PAGED_INPUTS = (
+    INPUT_IDS,
+    POSITION_IDS,
+    LOGIT_ROWS,
+    SEQUENCE_ENDS,
+    PAST_LENGTHS,
+    BLOCK_TABLE,
+    SLOT_MAPPING,
+    ATTENTION_BOUNDS,
+)
+
+BLOCKS_GRAPH, SOURCE, TARGET = "blocks.onnx", "source", "target"
+"""The file of the graph that copies blocks, and its inputs beside the caches."""
+
+SAMPLER_GRAPH = "sampler.onnx"
+TEMPERATURE, TOP_K, TOP_P, UNIFORM = "temperature", "top_k", "top_p", "uniform"
+SAMPLER_ROWS = (TEMPERATURE, TOP_K, TOP_P, UNIFORM)
+TOKENS, UNDECIDED = "tokens", "undecided"
+"""The file of the graph that draws tokens from ``logits``, its other inputs, fp64 ``[R]``, and outputs."""
+
 HALVES = ("decode", "chunk")
 KINDS = ("key", "value")
 
@@ -52,6 +98,16 @@ def past(layer: int, kind: str, half: str) -> str:
 def present(layer: int, kind: str, half: str) -> str:
     """Name of a cache output."""
     return f"present.{layer}.{kind}.{half}"
+
+
+def past_blocks(layer: int, kind: str) -> str:
+    """Name of a cache input of lowering ``paged``."""
+    return f"past.{layer}.{kind}"
+
+
+def present_blocks(layer: int, kind: str) -> str:
+    """Name of a cache output of lowering ``paged``."""
+    return f"present.{layer}.{kind}"
 
 
 INTERFACE = "llm_grpc.interface"

@@ -35,7 +35,8 @@ class FileEntry(_Strict):
 
 
 class KvCache(_Strict):
-    """The key-value cache: a key and a value tensor ``[slots, heads, tokens, head_dim]`` for each layer.
+    """The key-value cache: a key and a value tensor for each layer, ``[slots, heads, tokens, head_dim]`` of
+    lowering ``slots`` and ``[blocks, block_size, heads, head_dim]`` of lowering ``paged``.
 
     int8 is a code: the graph holds the scale of each head's channels.
     """
@@ -56,7 +57,9 @@ class Manifest(_Strict):
 
     ``source`` is the hub id of what was exported, or its directory's name without the path; empty where the
     name has other characters. ``verification`` is the SHA-256 of ``verification.json``, None where there is
-    none. Both came later than the rest and have defaults; a reader that does not know them refuses the file.
+    none. ``block_size`` is the tokens of a block of lowering ``paged``, None of lowering ``slots``.
+    ``recordable`` says that no size inside the graph depends on values: a GPU can record a step and replay it.
+    These four came later than the rest and have defaults; a reader that does not know them refuses the file.
     """
 
     format: Literal[2]
@@ -75,6 +78,8 @@ class Manifest(_Strict):
     versions: dict[str, str]
     source: Annotated[str, Field(pattern=r"^([\w.-]+(/[\w.-]+)?)?$", max_length=200)] = ""
     verification: _Sha256 | None = None
+    block_size: Annotated[int, Field(ge=16, le=4096)] | None = None
+    recordable: bool = False
 
     @property
     def weights_bytes(self) -> int:
@@ -88,6 +93,7 @@ class Manifest(_Strict):
                 raise ValueError(f"{name} is not among files")
         if _CACHES.get(self.weights, self.kv_cache.dtype) != self.kv_cache.dtype:
             raise ValueError(f"the weights are {self.weights} and the cache is {self.kv_cache.dtype}")
+        self._check_block_size()
         for name in self.files:
             if not name or "\0" in name or Path(name).name != name:
                 raise ValueError(f"the file name {name!r} leads out of the directory")
@@ -95,6 +101,13 @@ class Manifest(_Strict):
             if not 0 <= token < self.vocabulary_size:
                 raise ValueError(f"eos_token_ids: {token} is not in the vocabulary of {self.vocabulary_size}")
         return self
+
+    def _check_block_size(self) -> None:
+        size = self.block_size
+        if (size is None) != (self.lowering == "slots"):
+            raise ValueError(f"the lowering is {self.lowering} and block_size is {size}")
+        if size is not None and size & (size - 1):
+            raise ValueError(f"block_size: {size} is not a power of two")
 
 
 def load_manifest(model_dir: Path) -> Manifest:

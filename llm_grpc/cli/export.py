@@ -24,6 +24,7 @@ def export(  # noqa: PLR0913 - a flag each
     calibrate: Path | None = None,
     mean_bits: float = 7.0,
     block_size: int = 32,
+    lowering: Literal["slots", "paged"] = "slots",
     text: Path | None = None,
     tokens: int = 32,
     allow_inexact: Annotated[bool, Parameter(negative="")] = False,
@@ -53,6 +54,8 @@ def export(  # noqa: PLR0913 - a flag each
     block_size
         Weights of an int4 model that share a scale: 32, 64 or 128. More are faster for a single stream,
         smaller, and less exact.
+    lowering
+        How attention finds the cache: slots is for CPUs, paged for NVIDIA GPUs, in fp16 or bf16.
     text
         UTF-8 text on which the perplexity of both models is compared.
     tokens
@@ -67,7 +70,7 @@ def export(  # noqa: PLR0913 - a flag each
                 from llm_grpc.export.recipe import Recipe  # noqa: PLC0415 - with the others
                 from llm_grpc.export.verify import VerifyOptions  # noqa: PLC0415 - imports torch
 
-                recipe = Recipe(weights, calibrate, mean_bits, dtype, kv_cache, block_size)
+                recipe = Recipe(weights, calibrate, mean_bits, dtype, kv_cache, block_size, lowering)
                 run_export(source, model_dir, name, VerifyOptions(tokens, text, allow_inexact), recipe)
         except KeyboardInterrupt:
             return fail("interrupted; nothing was written", INTERRUPTED)

@@ -46,7 +46,7 @@ def inspect(
 def describe(manifest: Manifest, memory_bytes: int) -> dict[str, Any]:
     """The manifest, and the slots that fit beside the weights: ``slots`` maps tokens to slots.
 
-    What the runtime needs beside weights and cache is not counted; one slot is the runner's scratch.
+    What the runtime needs beside weights and cache is not counted.
     """
     weights = manifest.weights_bytes
     per_token = manifest.kv_cache.token_bytes
@@ -56,8 +56,16 @@ def describe(manifest: Manifest, memory_bytes: int) -> dict[str, Any]:
         "weights_bytes": weights,
         "kv_bytes_per_token": per_token,
         "memory_bytes": memory_bytes,
-        "slots": {length: max(0, room // (per_token * length) - 1) for length in _lengths(manifest)},
+        "slots": {length: _fitting(manifest, room, length) for length in _lengths(manifest)},
     }
+
+
+def _fitting(manifest: Manifest, room: int, length: int) -> int:
+    """Slots of ``length`` tokens in ``room`` bytes; a slot, or a block of lowering ``paged``, is scratch."""
+    per_token, block = manifest.kv_cache.token_bytes, manifest.block_size
+    if block is None:
+        return max(0, room // (per_token * length) - 1)
+    return max(0, room // (per_token * block) - 1) // -(-length // block)
 
 
 def _lengths(manifest: Manifest) -> list[int]:
@@ -70,10 +78,12 @@ def _lengths(manifest: Manifest) -> list[int]:
 
 def _page(found: dict[str, Any]) -> str:
     manifest, kv = found["manifest"], found["manifest"]["kv_cache"]
+    lowering = manifest["lowering"]
+    lowering += f" in blocks of {manifest['block_size']} tokens" if manifest["block_size"] else ""
     facts = {
         "name": manifest["name"],
         "source": manifest["source"] or "not recorded",
-        "architecture": f"{manifest['architecture']}, {manifest['weights']} weights, {manifest['lowering']}",
+        "architecture": f"{manifest['architecture']}, {manifest['weights']} weights, {lowering}",
         "vocabulary": f"{manifest['vocabulary_size']} tokens, ends with {manifest['eos_token_ids']}",
         "context": f"{manifest['context_tokens']} tokens",
         "cache": f"{kv['num_layers']} layers x {kv['num_heads']} heads x {kv['head_dim']}, {kv['dtype']}",

@@ -47,11 +47,17 @@ class Job:
     tokenizer: Any = None
     kv_cache: Any = None
     eos_token_ids: tuple[int, ...] = ()
+    recordable: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
         """Of what is computed, and of the cache."""
         return dtype_of(self.recipe.computes_in)
+
+    @property
+    def is_paged(self) -> bool:
+        """Whether attention reads blocks."""
+        return self.recipe.lowering == "paged"
 
     @property
     def graph(self) -> Path:

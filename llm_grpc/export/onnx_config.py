@@ -13,7 +13,7 @@ from optimum.utils import DummyInputGenerator, NormalizedTextConfig
 from transformers import PretrainedConfig, PreTrainedModel
 
 from llm_grpc import graph_names as names
-from llm_grpc.export.attention import StepTrace, current_step
+from llm_grpc.export.attention import Step, StepTrace, current_step
 from llm_grpc.export.element_type import ELEMENT_TYPES, dtype_of
 from llm_grpc.export.fused_norm import fused_norms
 from llm_grpc.export.fused_rotary import fused_rotary
@@ -26,6 +26,7 @@ from llm_grpc.manifest import KvCache
 PAST = "past"
 
 _DECODE, _CHUNK = 19, 22
+NUM_TOKENS = _DECODE + _CHUNK
 """Decode rows and the chunk's tokens in the example: their sum, a prime, is no size of a model."""
 
 _SETTLED = (
@@ -68,7 +69,7 @@ class _StepInputs(DummyInputGenerator):
             layer = tuple(torch.zeros(batch, *shape, dtype=dtype) for batch in (_DECODE, _DECODE, 1, 1))
             return [layer for _ in range(self._kv.num_layers)]
         return {
-            names.INPUT_IDS: torch.ones(1, _DECODE + _CHUNK, dtype=torch.int64),
+            names.INPUT_IDS: torch.ones(1, NUM_TOKENS, dtype=torch.int64),
             names.POSITION_IDS: torch.tensor([[*[1] * _DECODE, *range(_CHUNK)]]),
             names.LOGIT_ROWS: torch.tensor([0, _DECODE]),
             names.NUM_DECODE: torch.tensor([_DECODE]),
@@ -132,13 +133,13 @@ class PackedStepConfig(OnnxConfig):
     def patch_model_for_export(self, model: PreTrainedModel, *_: Any, **__: Any) -> Iterator[None]:
         """Give the model the packed step as its forward while it is traced."""
         forward = model.forward
-        model.forward = _packed_forward(model, forward)
+        model.forward = self.packed_forward(model, forward)
         try:
             with (
                 hooked(model),  # may change the model's modules
                 fused_norms(model),
                 fused_rotary(model),
-                Traceable(model.config, num_tokens=_DECODE + _CHUNK),
+                Traceable(model.config, num_tokens=NUM_TOKENS),
                 half_trace(dtype_of(self.float_dtype)),
                 warnings.catch_warnings(),
             ):
@@ -148,10 +149,12 @@ class PackedStepConfig(OnnxConfig):
         finally:
             model.forward = forward
 
+    def packed_forward(self, model: PreTrainedModel, forward: Any) -> Any:
+        """What is traced in the place of ``forward``."""
+        return _packed_forward(model, forward)
+
 
 def _packed_forward(model: PreTrainedModel, forward: Any) -> Any:
-    """The model's own forward over the packed tokens, its output projection over the gathered rows alone."""
-
     def packed(
         input_ids: torch.Tensor, position_ids: torch.Tensor, logit_rows: torch.Tensor,
         num_decode: torch.Tensor, decode_end: torch.Tensor,
@@ -161,20 +164,30 @@ def _packed_forward(model: PreTrainedModel, forward: Any) -> Any:
         step = StepTrace(
             num_decode, decode_end, decode_seqlens, decode_total, chunk_seqlens, chunk_total, past
         )
-        token = current_step.set(step)
-        gather = model.get_output_embeddings().register_forward_pre_hook(
-            lambda _, args: (args[0][0].index_select(0, logit_rows),)
-        )
-        try:
-            with TorchAttention(model.config):
-                logits = forward(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
-        finally:
-            gather.remove()
-            current_step.reset(token)
-        return {
-            # The last node writes into the caller's memory: one more is a copy of all logits.
-            names.LOGITS: logits if logits.dtype == torch.float32 else logits.float(),
-            "present": [step.present[layer] for layer in sorted(step.present)],
-        }
+        logits = run_packed(model, forward, step, input_ids, position_ids, logit_rows)
+        return {names.LOGITS: logits, "present": [step.present[layer] for layer in sorted(step.present)]}
 
     return packed
+
+
+def run_packed(
+    model: PreTrainedModel, forward: Any, step: Step,
+    input_ids: torch.Tensor, position_ids: torch.Tensor, logit_rows: torch.Tensor,
+) -> torch.Tensor:  # fmt: skip
+    """The model's own forward over the packed tokens, its output projection over the gathered rows alone.
+
+    Returns:
+        Logits ``[rows, vocabulary]`` in fp32.
+    """
+    token = current_step.set(step)
+    gather = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: (args[0][0].index_select(0, logit_rows),)
+    )
+    try:
+        with TorchAttention(model.config):
+            logits = forward(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+    finally:
+        gather.remove()
+        current_step.reset(token)
+    # The last node writes into the caller's memory: one more is a copy of all logits.
+    return logits if logits.dtype == torch.float32 else logits.float()

@@ -11,6 +11,7 @@ from llm_grpc.export.rounding.blocks import BLOCK_SIZES, INT8, int4
 
 Weights = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 ComputesIn = Literal["fp32", "fp16", "bf16"]
+Lowering = Literal["slots", "paged"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Recipe:
     largest error get 8 bits while the mean stays below it. ``block_size`` weights of such a model share a
     scale: more are faster for a single row, smaller, and less exact.
 
+    ``lowering`` is how attention finds the cache: ``slots`` for CPUs, ``paged`` for NVIDIA GPUs.
+
     Raises:
         ExportError: the settings do not go together.
     """
@@ -35,6 +38,7 @@ class Recipe:
     dtype: Literal["auto", "fp32", "fp16", "bf16"] = "auto"
     kv_cache: Literal["auto", "int8"] = "auto"
     block_size: int = 32
+    lowering: Lowering = "slots"
 
     def __post_init__(self) -> None:
         if self.block_size not in BLOCK_SIZES:
@@ -56,6 +60,11 @@ class Recipe:
             raise ExportError(
                 f"--dtype is {self.dtype}, and weights in {self.weights} can be computed with in "
                 f"{' or '.join(possible)}"
+            )
+        if self.lowering == "paged" and self.computes_in == "fp32":
+            raise ExportError(
+                f"--lowering paged is for NVIDIA GPUs and computes in fp16 or bf16; --weights {self.weights} "
+                f"with --dtype {self.dtype} computes in fp32"
             )
 
     @property

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from llm_grpc.errors import ExportError
 from llm_grpc.export.attention import AttentionShape
 from llm_grpc.export.hooked import implementation_for
+from llm_grpc.export.recipe import Lowering
 
 _ALIBI = "it adds a bias by distance to the scores (ALiBi), which the attention node does not"
 
@@ -114,13 +115,20 @@ _MIXES_POSITIONS = frozenset({"Conv", "CumSum", "Loop", "Scan", "Attention", "Mu
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum"})
 
 
-def refuse_by_graph(graph: onnx.GraphProto, architecture: str, num_layers: int) -> None:
-    """Raise ExportError unless the attention nodes, two a layer, are all that lets one token see another.
+_ATTENTION = {"slots": ("GroupQueryAttention", 2), "paged": ("PagedAttention", 1)}
+"""The node of a lowering, and how many of them a layer has."""
+
+
+def refuse_by_graph(
+    graph: onnx.GraphProto, architecture: str, num_layers: int, lowering: Lowering = "slots"
+) -> None:
+    """Raise ExportError unless the lowering's attention nodes are all that lets one token see another.
 
     A product of two values that both depend on the tokens, or a recurrence, is attention by other means.
     """
-    found = sum(node.op_type == "GroupQueryAttention" for node in graph.node)
-    if found != 2 * num_layers:
+    attention, per_layer = _ATTENTION[lowering]
+    found = sum(node.op_type == attention for node in graph.node)
+    if found != per_layer * num_layers:
         raise ExportError(
             f"{architecture} bypasses the attention hook: {found} attention nodes for {num_layers} layers"
         )

@@ -15,17 +15,21 @@ from torch.jit import TracerWarning
 from transformers import PreTrainedModel
 
 from llm_grpc.errors import ExportError
+from llm_grpc.export.attention_paged import block_size_of
 from llm_grpc.export.calibrate import affordable_rows, calibration_windows
 from llm_grpc.export.calibrate import calibrate as run_calibration
+from llm_grpc.export.device_graphs import write_device_graphs
 from llm_grpc.export.element_type import ELEMENT_TYPES
 from llm_grpc.export.formats import choose_formats, table
 from llm_grpc.export.graph_file import state_interface, write_graph
 from llm_grpc.export.job import GRAPH, Job
 from llm_grpc.export.load import load_config, load_model, load_tokenizer
 from llm_grpc.export.onnx_config import PackedStepConfig, kv_cache_of
+from llm_grpc.export.paged_config import PagedStepConfig
 from llm_grpc.export.passes.half import cast_around
 from llm_grpc.export.passes.int8_cache import int8_cache, stated_cache
 from llm_grpc.export.passes.packed_attention import pack_attention
+from llm_grpc.export.passes.paged_attention import is_recordable, pack_paged_attention
 from llm_grpc.export.passes.quantise import Feedbacks
 from llm_grpc.export.passes.quantise import quantise as write_formats
 from llm_grpc.export.passes.skip_norms import skip_norms
@@ -82,7 +86,8 @@ def calibrate(job: Job, progress: Progress) -> None:
 def trace(job: Job, _: Progress) -> None:
     """The graph without its weights, as optimum's exporter writes it."""
     float_dtype = ELEMENT_TYPES[job.dtype].weights
-    config = PackedStepConfig(job.config, task="text-generation", float_dtype=float_dtype)
+    described = PagedStepConfig if job.is_paged else PackedStepConfig
+    config = described(job.config, task="text-generation", float_dtype=float_dtype)
     try:
         with torch.no_grad(), warnings.catch_warnings(), _parameters_as_inputs(job.model, job.dtype):
             # optimum traces with the TorchScript exporter, which torch deprecates; what the tracer makes
@@ -123,7 +128,7 @@ def _parameters_as_inputs(model: PreTrainedModel, dtype: torch.dtype) -> Iterato
 def rewrite(job: Job, _: Progress) -> None:
     """The passes, and what the graph was made for."""
     traced = onnx.load(job.graph)
-    refuse_by_graph(traced.graph, job.config.model_type, job.kv_cache.num_layers)
+    refuse_by_graph(traced.graph, job.config.model_type, job.kv_cache.num_layers, job.recipe.lowering)
     job.rewritten = with_shapes(traced)
     cast_around(job.rewritten)
     tidy(job.rewritten)
@@ -133,8 +138,12 @@ def rewrite(job: Job, _: Progress) -> None:
     if job.recipe.kv_cache == "int8":
         assert job.calibration
         int8_cache(job.rewritten, job.calibration)
-    pack_attention(job.rewritten, job.config.max_position_embeddings)
-    job.kv_cache = stated_cache(job.rewritten, job.kv_cache)
+    if job.is_paged:
+        pack_paged_attention(job.rewritten, job.config.max_position_embeddings)
+        job.recordable = is_recordable(job.rewritten)
+    else:
+        pack_attention(job.rewritten, job.config.max_position_embeddings)
+        job.kv_cache = stated_cache(job.rewritten, job.kv_cache)
     state_interface(job.rewritten, job.config.vocab_size, job.config.max_position_embeddings, job.kv_cache)
 
 
@@ -157,6 +166,8 @@ def write(job: Job, progress: Progress) -> None:
     skip_norms(job.rewritten)
     without_shapes(job.rewritten)
     write_graph(job.rewritten, job.graph, progress.part)
+    if job.is_paged:
+        write_device_graphs(job.directory, job.config.vocab_size, job.kv_cache)
     job.rewritten = job.model = job.calibration = None
 
 
@@ -170,7 +181,7 @@ def describe(job: Job, _: Progress) -> None:
         format=FORMAT,
         name=job.name,
         architecture=job.config.model_type,
-        lowering="slots",
+        lowering=job.recipe.lowering,
         weights=job.recipe.weights,
         graph=GRAPH,
         tokenizer=TOKENIZER,
@@ -182,6 +193,8 @@ def describe(job: Job, _: Progress) -> None:
         files={path.name: file_entry(path) for path in sorted(directory.iterdir())},
         versions={package: version(package) for package in _RECORDED},
         source=job.source.recorded_name,
+        block_size=block_size_of(job.kv_cache.head_dim) if job.is_paged else None,
+        recordable=job.recordable,
     )
     write_manifest(directory, manifest)
 

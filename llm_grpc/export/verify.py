@@ -12,7 +12,7 @@ from llm_grpc.export.load import load_model
 from llm_grpc.export.progress import Progress
 from llm_grpc.export.reference import reference_logits
 from llm_grpc.export.source import Source
-from llm_grpc.export.verify_drive import Trace, generate, prefill
+from llm_grpc.export.verify_drive import CHUNK_TOKENS, Trace, generate, prefill
 from llm_grpc.export.verify_input import VerifyInput, verify_input
 from llm_grpc.export.verify_measure import Comparison, perplexity
 from llm_grpc.export.verify_report import (
@@ -23,11 +23,11 @@ from llm_grpc.export.verify_report import (
     faults,
     limits_of,
 )
+from llm_grpc.export.verify_runner import open_runner
 from llm_grpc.export.widen import runnable
 from llm_grpc.export.write import write_atomically, write_manifest
 from llm_grpc.machine import available_memory_bytes
 from llm_grpc.manifest import VERIFICATION, Manifest, file_entry, load_manifest
-from llm_grpc.runtime.slot_runner import SlotRunner
 
 STAGES = ("running the exported model", "running the torch model")
 
@@ -44,7 +44,8 @@ class VerifyOptions:
 def verify(model_dir: Path, source: Source, options: VerifyOptions, progress: Progress) -> Verification:
     """Run both models, write ``verification.json`` and its digest into the manifest, return what it says.
 
-    Without a GPU a half-precision model runs in fp32 over its rounded weights, and the report says so.
+    A half-precision model runs in fp32 over its rounded weights, attention of lowering ``paged`` by its
+    definition, and the report says so.
     The exported model runs first and is gone before the torch model is loaded: memory holds one at a time.
     A report outside the limits is written and returned like any other; what follows from it is the caller's.
 
@@ -73,7 +74,8 @@ def _run_exported(
     """What the exported model generated, and its perplexity (1 where there is no text)."""
     size = sum(path.stat().st_size for path in model_dir.iterdir() if path.is_file())
     packs = is_packed(size, available_memory_bytes())
-    runner = SlotRunner(model_dir, manifest, len(given.prompts), given.capacity, packs=packs)
+    num_slots = len(given.prompts)
+    runner = open_runner(model_dir, manifest, num_slots, given.capacity, CHUNK_TOKENS, packs)
     traces = generate(runner, given.prompts, given.num_tokens, progress.part)
     return traces, perplexity(lambda ids: prefill(runner, ids), given.windows, progress.part)
 
@@ -123,6 +125,7 @@ def _report(
         reference=source.recorded_name,
         weights=manifest.weights,
         computed_in=as_run.kv_cache.dtype,
+        attention="definition" if manifest.lowering == "paged" else "kernel",
         passed=not outside,
         allowed_inexact=bool(outside) and options.allow_inexact,
         faults=outside,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, StepPlan
-from llm_grpc.runtime.slot_runner import SlotRunner
+from llm_grpc.export.verify_runner import LogitsRunner
 from llm_grpc.sampling_params import SamplingParams
 
 Logits = NDArray[np.float32]
@@ -38,7 +38,7 @@ class Trace:
 
 
 def generate(
-    runner: SlotRunner, prompts: Sequence[list[int]], num_tokens: int, on_step: Callable[[int, int], None]
+    runner: LogitsRunner, prompts: Sequence[list[int]], num_tokens: int, on_step: Callable[[int, int], None]
 ) -> list[Trace]:
     """Generate ``num_tokens`` tokens greedily after each prompt, prompt ``i`` in slot ``i``.
 
@@ -63,12 +63,12 @@ def generate(
         on_step(sum(len(trace.tokens) for trace in traces), num_tokens * len(prompts))
 
 
-def prefill(runner: SlotRunner, ids: list[int]) -> Logits:
+def prefill(runner: LogitsRunner, ids: list[int]) -> Logits:
     """Logits ``[len(ids), vocabulary]``, computed in chunks in slot 0."""
     return np.concatenate([run_all_rows(runner, [], chunk) for chunk in _chunks(0, ids)])
 
 
-def run_all_rows(runner: SlotRunner, rows: Sequence[DecodeRow], chunk: PrefillChunk | None) -> Logits:
+def run_all_rows(runner: LogitsRunner, rows: Sequence[DecodeRow], chunk: PrefillChunk | None) -> Logits:
     """The logits of every token of one step, those of the decode rows first; a copy."""
     plan = StepPlan(tuple(rows), (chunk,) if chunk else (), ())
     samples = tuple(Sample(row, row, 0, _GREEDY) for row in range(plan.num_tokens))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -82,13 +83,15 @@ class Verification(_Part):
     """The content of ``verification.json``. ``files`` are the digests of the files it speaks of.
 
     ``computed_in`` is the type that the exported model computed in here: float32 for weights of 16 bits means
-    that the weights and the graph were verified, and the kernels' own rounding was not.
+    that the weights and the graph were verified, and the kernels' own rounding was not. ``attention`` is
+    how that was computed: by the kernel that serves, or of lowering ``paged`` by operators that define it.
     """
 
     format: int = 1
     reference: str
     weights: str
     computed_in: str = "float32"
+    attention: Literal["kernel", "definition"] = "kernel"
     passed: bool
     allowed_inexact: bool
     faults: tuple[str, ...]
@@ -109,6 +112,8 @@ class Verification(_Part):
         ]
         if self.weights in {"fp16", "bf16"} and self.computed_in == "float32":
             parts.append("computed in fp32 for want of a GPU")
+        if self.attention == "definition":
+            parts.append("attention by its definition, not by its kernel")
         if text:
             parts.append(f"perplexity {text.exported:.3f} (torch {text.reference:.3f})")
         return "; ".join(parts)

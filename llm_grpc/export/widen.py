@@ -1,7 +1,8 @@
 """A copy of a half-precision model that computes in fp32, for a machine whose runtime has no kernels for it.
 
 The weights stay what they were rounded to, so that the copy shows that the graph and its weights are right.
-What kernels round while they compute is not in it.
+What kernels round while they compute is not in it, and of lowering ``paged`` attention is computed by its
+definition.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import numpy as np
 import onnx_ir as ir
 
 from llm_grpc import graph_names
+from llm_grpc.export.device_graphs import write_device_graphs
 from llm_grpc.export.graph_file import write_graph
+from llm_grpc.export.passes.attention_reference import with_reference_attention
 from llm_grpc.manifest import Manifest
 from llm_grpc.runtime.session import is_for_gpu
 
@@ -46,6 +49,9 @@ def widened(model_dir: Path, manifest: Manifest) -> Iterator[tuple[Path, Manifes
         directory = Path(scratch)
         model = ir.load(model_dir / manifest.graph)
         widen(model)
+        if manifest.lowering == "paged":
+            with_reference_attention(model)
+            write_device_graphs(directory, manifest.vocabulary_size, cache)
         if graph_names.INTERFACE in model.metadata_props:
             stated = json.loads(model.metadata_props[graph_names.INTERFACE])
             stated["kv_cache"] = cache.model_dump()

@@ -42,19 +42,45 @@ def check_interface(session: ort.InferenceSession, manifest: Manifest) -> None:
         if node is None or node.type != element_type or not _fits(node.shape, shape):
             found = f"{node.type} {node.shape}" if node else "missing"
             _refuse(f"the graph's {name} is {found}, and the manifest says {element_type} {shape}")
-    if names.past(manifest.kv_cache.num_layers, "key", "decode") in nodes:
+    beyond = manifest.kv_cache.num_layers
+    if {names.past(beyond, "key", "decode"), names.past_blocks(beyond, "key")} & nodes.keys():
         _refuse(f"the graph has more than the {manifest.kv_cache.num_layers} layers of the manifest")
     steps = {node.name for node in session.get_inputs() if not node.name.startswith("past.")}
-    if unknown := steps - set(names.STEP_INPUTS):
+    known = names.PAGED_INPUTS if manifest.lowering == "paged" else names.STEP_INPUTS
+    if unknown := steps - set(known):
         _refuse(f"the graph has inputs that this version does not fill: {', '.join(sorted(unknown))}")
     _check_metadata(session.get_modelmeta().custom_metadata_map, manifest)
 
 
 def _wanted(manifest: Manifest) -> Iterator[tuple[str, str, _Shape]]:
-    kv = manifest.kv_cache
-    cache: _Shape = [None, kv.num_heads, None, kv.head_dim]
     yield names.INPUT_IDS, "tensor(int64)", [1, None]
     yield names.LOGITS, "tensor(float)", [None, manifest.vocabulary_size]
+    yield from (
+        _wanted_blocks(manifest.kv_cache)
+        if manifest.lowering == "paged"
+        else _wanted_slots(manifest.kv_cache)
+    )
+
+
+def _wanted_blocks(kv: KvCache) -> Iterator[tuple[str, str, _Shape]]:
+    yield names.GREEDY, "tensor(int64)", [None]
+    yield names.SEQUENCE_ENDS, "tensor(int32)", [None]
+    yield names.PAST_LENGTHS, "tensor(int32)", [None]
+    yield names.BLOCK_TABLE, "tensor(int32)", [None, None]
+    yield names.SLOT_MAPPING, "tensor(int32)", [None]
+    yield names.ATTENTION_BOUNDS, "tensor(int32)", [3]
+    for layer in range(kv.num_layers):
+        for kind in names.KINDS:
+            yield (
+                names.past_blocks(layer, kind),
+                _ORT_TYPES[kv.dtype],
+                [None, None, kv.num_heads, kv.head_dim],
+            )
+            yield names.present_blocks(layer, kind), _ORT_TYPES[kv.dtype], [None] * 4
+
+
+def _wanted_slots(kv: KvCache) -> Iterator[tuple[str, str, _Shape]]:
+    cache: _Shape = [None, kv.num_heads, None, kv.head_dim]
     for layer in range(kv.num_layers):
         for kind in names.KINDS:
             for half in names.HALVES:

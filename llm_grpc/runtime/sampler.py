@@ -79,19 +79,24 @@ exponentials."""
 
 
 def _draw(logits: Logits, sample: Sample) -> int:
-    """Invert the cumulative distribution in id order, where a rounding error moves its borders least.
-
-    The uniform number comes from the Philox counter-based generator, keyed by the seed and counted by the
-    token's index, so that no generator state has to follow the request.
-    """
+    """Invert the cumulative distribution in id order, where a rounding error moves its borders least."""
     weights = _weights(logits, sample.params)
-    bits = np.random.Philox(key=sample.params.seed, counter=sample.index)
     cumulative = np.cumsum(np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK)))
-    wanted = np.random.Generator(bits).random() * cumulative[-1]
+    wanted = uniform(sample) * cumulative[-1]
     block = _first_above(cumulative, wanted)
     start = block * _BLOCK
     before = cumulative[block - 1] if block else 0.0
     return start + _first_above(before + np.cumsum(weights[start : start + _BLOCK]), wanted)
+
+
+def uniform(sample: Sample) -> float:
+    """A number from 0 to below 1 that the seed and the token's index settle.
+
+    It comes from the Philox counter-based generator, keyed by the seed and counted by the index, so that no
+    generator state has to follow the request.
+    """
+    bits = np.random.Philox(key=sample.params.seed, counter=sample.index)
+    return float(np.random.Generator(bits).random())
 
 
 def _first_above(cumulative: Weights, wanted: float) -> int:

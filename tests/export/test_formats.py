@@ -151,6 +151,11 @@ def test_settings_that_do_not_go_together(text: Path) -> None:
         Recipe("fp32", text)
     with pytest.raises(ExportError, match="--dtype is fp16, and weights in int8 can"):
         Recipe("int8", dtype="fp16")
+    for weights in ("fp32", "int8", "int4"):
+        with pytest.raises(ExportError, match=f"--lowering paged is for NVIDIA GPUs .* --weights {weights} "):
+            Recipe(weights, lowering="paged")
+    with pytest.raises(ExportError, match="--kv-cache int8 is for CPUs"):
+        Recipe("fp16", text, kv_cache="int8", lowering="paged")
 
 
 def test_int4_for_a_gpu_computes_in_16_bits(checkpoint: Path, tmp_path: Path) -> None:

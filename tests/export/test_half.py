@@ -98,13 +98,19 @@ def written(value: ir.Value) -> str:
 
 
 def test_the_types_of_every_node_are_those_of_its_operator(exported: Exported) -> None:
-    schemas: dict[tuple[str, str], object] = {}
-    opset = ir.load(exported.model_dir / "model.onnx").opset_imports[""]
-    for schema in sorted(get_all_operator_schema(), key=lambda schema: schema.since_version):
-        if schema.domain or schema.since_version <= opset:
-            schemas[schema.domain, schema.name] = schema
-    for node in exported.graph:
+    graph = exported.graph
+    schemas = schemas_of(graph)
+    for node in graph:
         check_types(node, schemas[node.domain, node.op_type])
+
+
+def schemas_of(graph: ir.Graph) -> dict[tuple[str, str], object]:
+    """The schema of each operator in the version that the graph asks for."""
+    found: dict[tuple[str, str], object] = {}
+    for schema in sorted(get_all_operator_schema(), key=lambda schema: schema.since_version):
+        if schema.domain or schema.since_version <= graph.opset_imports[""]:
+            found[schema.domain, schema.name] = schema
+    return found
 
 
 def check_types(node: ir.Node, schema: object) -> None:

@@ -41,7 +41,11 @@ def test_a_written_manifest_loads(model_dir: Path) -> None:
     [
         ({"format": 1}, "has format 1, and this version reads format 2"),
         ({"format": "1"}, "format"),
-        ({"lowering": "paged"}, "lowering"),
+        ({"lowering": "pages"}, "lowering"),
+        ({"lowering": "paged"}, "the lowering is paged and block_size is None"),
+        ({"block_size": 16}, "the lowering is slots and block_size is 16"),
+        ({"lowering": "paged", "block_size": 8}, "block_size"),
+        ({"lowering": "paged", "block_size": 48}, "48 is not a power of two"),
         ({"surprise": 1}, "surprise"),
         ({"name": "../etc"}, "name"),
         ({"graph": "other.onnx"}, "other.onnx is not among files"),

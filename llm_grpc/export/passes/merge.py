@@ -18,9 +18,13 @@ def merge_projections(model: ir.Model) -> None:
     for group in groups_of(model):
         linears = group.linears
         is_plain = len(linears) > 1 and not any(linear.is_transposed for linear in linears)
-        if is_plain and all(reaches(linear.node, "GroupQueryAttention", _ON_THE_WAY) for linear in linears):
+        if is_plain and any(
+            all(reaches(linear.node, kind, _ON_THE_WAY) for linear in linears) for kind in _ATTENTION
+        ):
             _merge(model.graph, group)
 
+
+_ATTENTION = ("GroupQueryAttention", "PagedAttention")
 
 _ON_THE_WAY = frozenset(
     {

@@ -26,6 +26,16 @@ def input_of(graph: ir.Graph, name: str) -> ir.Value:
     return next(value for value in graph.inputs if value.name == name)
 
 
+def paged_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+    """The attention of every layer, in order."""
+    inputs = {value.name: value for value in graph.inputs}
+    for layer in count():
+        past = inputs.get(names.past_blocks(layer, "key"))
+        if past is None:
+            return
+        yield next(iter(past.uses())).node
+
+
 def attention_nodes(graph: ir.Graph) -> Iterator[tuple[int, str, ir.Node]]:
     """Layer, half and node of all attention, the halves of a layer one after the other."""
     inputs = {value.name: value for value in graph.inputs}

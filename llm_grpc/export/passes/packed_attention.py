@@ -27,7 +27,7 @@ _HEAD_DIM_STEP = 16
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """What a layer's attention reads: ``values`` of all tokens, one or three, and what turns them."""
 
     values: tuple[ir.Value, ...]
@@ -46,24 +46,35 @@ def pack_attention(model: ir.Model, context_tokens: int) -> None:
         source = _source(graph, decode, chunk, tables)
         if source:
             _rewrite(graph, decode, chunk, source, tables)
+    drop_unread(model)
+
+
+def drop_unread(model: ir.Model) -> None:
+    """Take out what computed the values that attention no longer reads."""
+    graph = model.graph
     common.RemoveUnusedNodesPass()(model)
     for unused in [x for x in graph.inputs if x.name == names.POSITION_IDS and not x.uses()]:
         graph.inputs.remove(unused)
 
 
-def _source(graph: ir.Graph, decode: ir.Node, chunk: ir.Node, tables: RotaryTables) -> _Source | None:
+def _source(graph: ir.Graph, decode: ir.Node, chunk: ir.Node, tables: RotaryTables) -> Source | None:
     """What to read instead; None where nothing is gained or the trace wrote something else."""
     found = [_all_tokens(decode.inputs[place], chunk.inputs[place]) for place in _QUERY_KEY_VALUE]
     if None in found:
         return None
     query, key, value = (x for x in found if x is not None)
+    return source_of(query, key, value, tables)
+
+
+def source_of(query: ir.Value, key: ir.Value, value: ir.Value, tables: RotaryTables) -> Source | None:
+    """What attention over these ``[1, T, …]`` can read instead; None where nothing is gained."""
     turn = _turn(query, key, tables)
     if turn:
         query, key = _turned(query), _turned(key)
     whole = _product(query, key, value)
     if whole:
-        return _Source((whole,), turn)
-    return _Source((query, key, value), turn) if turn else None
+        return Source((whole,), turn)
+    return Source((query, key, value), turn) if turn else None
 
 
 def _all_tokens(decode: ir.Value | None, chunk: ir.Value | None) -> ir.Value | None:
@@ -124,7 +135,7 @@ def _product(query: ir.Value, key: ir.Value, value: ir.Value) -> ir.Value | None
     return source if is_packed and node.attributes.get_int("axis", 0) in (-1, _PACKED_RANK - 1) else None
 
 
-def _rewrite(graph: ir.Graph, decode: ir.Node, chunk: ir.Node, source: _Source, tables: RotaryTables) -> None:
+def _rewrite(graph: ir.Graph, decode: ir.Node, chunk: ir.Node, source: Source, tables: RotaryTables) -> None:
     first = min(decode, chunk, key=list(graph).index)
     moved, tail = _producer(decode.inputs[0]), _producer(chunk.inputs[0])
     head = _producer(moved.inputs[0])
@@ -134,19 +145,19 @@ def _rewrite(graph: ir.Graph, decode: ir.Node, chunk: ir.Node, source: _Source, 
             value = source.values[place]
             tokens = _cut(graph, first, value, tail)
             rows = _cut(graph, first, value, head)
-            rows = _reshaped(graph, first, rows, (-1, 1, _width(value)))
+            rows = reshaped(graph, first, rows, (-1, 1, width_of(value)))
         decode.replace_input_with(place, rows)
         chunk.replace_input_with(place, tokens)
     # A transposition would copy what a change of sizes leaves in its place.
     out = decode.outputs[0]
     back = next(iter(out.uses())).node
     old = back.outputs[0]
-    new = _reshaped(graph, back, out, (1, -1, _width(old)))
+    new = reshaped(graph, back, out, (1, -1, width_of(old)))
     new.shape = old.shape
     ir.convenience.replace_all_uses_with(old, new)
     if source.turn:
         for node in (decode, chunk):
-            _let_turn(node, source.turn, tables)
+            let_turn(node, source.turn, tables, _TABLES_AT)
 
 
 def _cut(graph: ir.Graph, before: ir.Node, value: ir.Value, like: ir.Node) -> ir.Value:
@@ -157,7 +168,8 @@ def _cut(graph: ir.Graph, before: ir.Node, value: ir.Value, like: ir.Node) -> ir
     return node.outputs[0]
 
 
-def _reshaped(graph: ir.Graph, before: ir.Node, value: ir.Value, sizes: tuple[int, ...]) -> ir.Value:
+def reshaped(graph: ir.Graph, before: ir.Node, value: ir.Value, sizes: tuple[int, ...]) -> ir.Value:
+    """``value`` in other sizes, computed in front of ``before``."""
     constant = add_constant(graph, "sizes_" + "_".join(map(str, sizes)), np.array(sizes))
     node = ir.node("Reshape", [value, constant])
     node.outputs[0].type = value.type
@@ -165,15 +177,17 @@ def _reshaped(graph: ir.Graph, before: ir.Node, value: ir.Value, sizes: tuple[in
     return node.outputs[0]
 
 
-def _let_turn(node: ir.Node, turn: ir.Node, tables: RotaryTables) -> None:
-    node.resize_inputs(max(len(node.inputs), _TABLES_AT[-1] + 1))
-    for place, angle in zip(_TABLES_AT, turn.inputs[2:4], strict=True):
+def let_turn(node: ir.Node, turn: ir.Node, tables: RotaryTables, places: tuple[int, int]) -> None:
+    """Let an attention node turn as ``turn`` did, with its cosines and sines as inputs ``places``."""
+    node.resize_inputs(max(len(node.inputs), places[-1] + 1))
+    for place, angle in zip(places, turn.inputs[2:4], strict=True):
         node.replace_input_with(place, tables.of(angle))
     for name, value in (("do_rotary", 1), ("rotary_interleaved", turn.attributes.get_int("interleaved", 0))):
         node.attributes[name] = ir.AttrInt64(name, value)
 
 
-def _width(value: ir.Value) -> int:
+def width_of(value: ir.Value) -> int:
+    """The last size."""
     assert value.shape is not None
     width = value.shape[-1]
     assert isinstance(width, int)

@@ -1,0 +1,85 @@
+"""Drawing tokens on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from llm_grpc import graph_names as names
+from llm_grpc.devices import Device
+from llm_grpc.engine.step_plan import Sample
+from llm_grpc.runtime.device_memory import ELEMENT_TYPES, DeviceArray, SessionBinding, Traffic
+from llm_grpc.runtime.device_session import open_on
+from llm_grpc.runtime.paged_bindings import RowOutputs
+from llm_grpc.runtime.sampler import sample_tokens, uniform
+
+_COLUMN = 32
+"""Rows are filled up to a multiple of this: each value's column begins at an aligned address."""
+
+_IDLE = (1.0, 0.0, 1.0, 0.0)
+"""Values of a row whose token nobody asked for."""
+
+
+class DeviceSampler:
+    """Runs the graph of ``sampler.onnx`` on the logits of a step; rows that it leaves are drawn on the host.
+
+    Raises:
+        ManifestError: the graph cannot be loaded.
+    """
+
+    def __init__(self, model_dir: Path, device: Device, traffic: Traffic) -> None:
+        self._session = open_on(device, model_dir / names.SAMPLER_GRAPH)
+        self._device, self._traffic = device, traffic
+        self._bound: dict[int, _Bound] = {}
+        self.num_undecided = 0
+        """Rows that the host drew; a counter for tests and benchmarks."""
+
+    def draw(self, outputs: RowOutputs, rows: Sequence[int], samples: Sequence[Sample]) -> list[int]:
+        """A token for each of ``samples``, whose logits are those of ``rows``, no two of them the same."""
+        count = outputs.logits.shape[0]
+        if count not in self._bound:
+            self._bound[count] = _Bound(SessionBinding(self._session), outputs, self._device, self._traffic)
+        bound = self._bound[count]
+        bound.draw(rows, samples)
+        tokens, undecided = bound.tokens.read(), bound.undecided.read()
+        chosen = [int(tokens[row]) for row in rows]
+        left = [place for place, row in enumerate(rows) if undecided[row]]
+        if left:
+            self.num_undecided += len(left)
+            logits = outputs.logits.read()[[rows[place] for place in left]]
+            for place, token in zip(left, sample_tokens(logits, [samples[i] for i in left]), strict=True):
+                chosen[place] = token
+        return chosen
+
+
+class _Bound:
+    """The memory of steps of one number of rows."""
+
+    def __init__(
+        self, binding: SessionBinding, outputs: RowOutputs, device: Device, traffic: Traffic
+    ) -> None:
+        rows = outputs.logits.shape[0]
+        width = -(-rows // _COLUMN) * _COLUMN
+        self._host = np.empty((len(names.SAMPLER_ROWS), width))
+        self._values = DeviceArray(self._host.shape, "float64", device, traffic)
+        self.tokens = DeviceArray((rows,), "int64", device, traffic)
+        self.undecided = DeviceArray((rows,), "bool", device, traffic)
+        self._binding = binding
+        logits = outputs.logits
+        binding.bind_input(names.LOGITS, device, ELEMENT_TYPES[logits.dtype], logits.shape, logits.address)
+        for index, name in enumerate(names.SAMPLER_ROWS):
+            address = self._values.address + index * width * self._host.itemsize
+            binding.bind_input(name, device, ELEMENT_TYPES["float64"], (rows,), address)
+        for name, array in ((names.TOKENS, self.tokens), (names.UNDECIDED, self.undecided)):
+            binding.bind_output(name, device, ELEMENT_TYPES[array.dtype], array.shape, array.address)
+
+    def draw(self, rows: Sequence[int], samples: Sequence[Sample]) -> None:
+        """Draw for every row, with the parameters of ``samples`` for ``rows``."""
+        self._host[...] = np.array(_IDLE)[:, None]
+        for row, sample in zip(rows, samples, strict=True):
+            params = sample.params
+            self._host[:, row] = params.temperature, params.top_k, params.top_p, uniform(sample)
+        self._values.write(self._host)
+        self._binding.run(None)
