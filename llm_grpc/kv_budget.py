@@ -45,3 +45,26 @@ def kv_budget(asked_bytes: int, available_bytes: int, token_bytes: int, pool_tok
             f"{format_bytes(LEAST_TOKENS * token_bytes)}"
         )
     return KvBudget(num_tokens, token_bytes)
+
+
+def num_blocks(
+    asked_bytes: int, available_bytes: int, token_bytes: int, block_size: int, most_blocks: int | None = None
+) -> int:
+    """As many blocks of ``block_size`` tokens as fit ``asked_bytes``; where that is 0, ``available_bytes``.
+
+    No more than ``most_blocks``, unless that is None.
+
+    Raises:
+        StartupError: not one fits.
+    """
+    block_bytes = block_size * token_bytes
+    num_bytes = asked_bytes or available_bytes
+    if num_bytes < block_bytes:
+        asked = f"kv_cache_memory is {format_bytes(num_bytes)}"
+        left = f"{format_bytes(num_bytes)} are left for keys and values"
+        raise StartupError(
+            f"{asked if asked_bytes else left}, and a block of {block_size} tokens needs "
+            f"{format_bytes(block_bytes)}"
+        )
+    fitting = num_bytes // block_bytes
+    return fitting if most_blocks is None else min(fitting, most_blocks)

@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 from llm_grpc.sampling_params import FinishReason
 from llm_grpc.token_metrics import TokenMetrics
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+
+
+class ReadCounter(Collector):
+    """A counter that is kept elsewhere and read at each scrape."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self._name, self._text = name, text
+        self._read: Callable[[], int] = lambda: 0
+
+    def set_function(self, read: Callable[[], int]) -> None:
+        """Ask ``read`` for the count so far."""
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """The family, as a scrape shows it."""
+        yield CounterMetricFamily(self._name, self._text, value=self._read())
 
 
 class Metrics:
@@ -47,6 +65,10 @@ class Metrics:
         )
         self.tokens = TokenMetrics()
         registry.register(self.tokens)
+        self.preemptions = ReadCounter(
+            "llm_grpc_preemptions", "Running requests whose memory others needed; they compute it again."
+        )
+        registry.register(self.preemptions)
         self.request_success = counter(
             "llm_grpc_request_success", "Requests that ended well.", ("finished_reason",)
         )

@@ -60,9 +60,9 @@ def answer(device: Device, model: Path) -> Outcome:
     def run() -> tuple[bool, str]:
         manifest, (prompt, known) = load_manifest(model), known_answer()
         engine = EngineConfig(device=str(device), max_running=1)
-        runner = slot_runner(ModelConfig(model=model), engine, manifest, CONTEXT_TOKENS)
         # One block of a paged cache holds all; a slot is its own memory.
         grants = (BlockGrant(0, 0, (0,)),) if manifest.lowering == "paged" else ()
+        runner = slot_runner(ModelConfig(model=model), engine, manifest, CONTEXT_TOKENS, len(grants))
         started = time.perf_counter()
         found = generate(runner, prompt, len(known), grants)
         took_s = time.perf_counter() - started

@@ -40,6 +40,7 @@ class Load:
     num_running: int = 0
     num_waiting: int = 0
     num_cached_tokens: int = 0
+    num_preemptions: int = 0
 
 
 class Engine:
@@ -83,7 +84,7 @@ class Engine:
         self._observe()
 
     def check_integrity(self) -> None:
-        """Raise AssertionError where slots were lost or shared."""
+        """Raise AssertionError where memory was lost, or has two owners."""
         self._scheduler.check_integrity()
 
     def _drain_inbox(self) -> None:
@@ -111,4 +112,9 @@ class Engine:
 
     def _observe(self) -> None:
         scheduler = self._scheduler
-        self.load = Load(scheduler.num_running, scheduler.num_waiting, scheduler.num_cached_tokens)
+        self.load = Load(
+            scheduler.num_running,
+            scheduler.num_waiting,
+            scheduler.num_cached_tokens,
+            scheduler.num_preemptions,
+        )

@@ -36,8 +36,9 @@ Event = TokenEvent | FailedEvent
 class Request:
     """A sequence on its way: ``prompt_ids`` then ``output_ids``, of which ``num_computed`` are in the cache.
 
-    The first ``num_cached`` of these were there before, computed by another request. Owned by the engine
-    thread from submission on. ``slot`` is set while the request runs, ``lookup`` once it has run alone.
+    The first ``num_cached`` of these were there before, when it was last admitted. Owned by the engine thread
+    from submission on. ``slot`` is set while the request runs, ``lookup`` once it has run alone.
+    ``known_ids`` were known when it last began to wait; they are prefilled before it decodes.
     """
 
     request_id: int
@@ -48,6 +49,10 @@ class Request:
     num_cached: int = 0
     output_ids: list[int] = field(default_factory=list)
     lookup: PromptLookup | None = None
+    known_ids: Sequence[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.known_ids = self.prompt_ids
 
     @property
     def salt(self) -> str | None:
@@ -61,13 +66,18 @@ class Request:
 
     @property
     def is_prefilling(self) -> bool:
-        """Whether prompt tokens remain to be computed."""
-        return self.num_computed < len(self.prompt_ids)
+        """Whether tokens remain to be computed before it decodes."""
+        return self.num_computed < len(self.known_ids)
 
     @property
     def num_tokens(self) -> int:
         """Tokens of prompt and output together."""
         return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def computed_ids(self) -> list[int]:
+        """The tokens that are in the cache."""
+        return [*self.prompt_ids, *self.output_ids][: self.num_computed]
 
     @property
     def num_left(self) -> int:
@@ -78,6 +88,11 @@ class Request:
         """Tokens of prompt and output together if nothing ends it before its time."""
         return min(len(self.prompt_ids) + self.params.max_tokens, context_tokens)
 
+    def start_over(self) -> None:
+        """Nothing of it is in the cache any more; what it has said stays said."""
+        self.known_ids = [*self.prompt_ids, *self.output_ids]
+        self.num_computed = self.num_cached = 0
+
     def finish_reason(self, eos_token_ids: Collection[int], context_tokens: int) -> FinishReason | None:
         """Why the last token is the last one; None where it is not."""
         if self.output_ids[-1] in eos_token_ids and not self.params.ignore_eos:
@@ -87,3 +102,14 @@ class Request:
         if self.num_tokens >= context_tokens:
             return FinishReason.CONTEXT_LIMIT
         return None
+
+
+def slot_of(request: Request) -> int:
+    """The slot of a running request.
+
+    Raises:
+        ValueError: it does not run.
+    """
+    if request.slot is None:
+        raise ValueError(f"this is a bug: request {request.request_id} runs without a slot")
+    return request.slot

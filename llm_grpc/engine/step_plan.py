@@ -107,6 +107,11 @@ class StepPlan:
         return self.chunks[0] if self.chunks else None
 
     @property
+    def slots(self) -> set[int]:
+        """Slots of which the step computes tokens."""
+        return {row.slot for row in self.decode} | {chunk.slot for chunk in self.chunks}
+
+    @property
     def num_tokens(self) -> int:
         """Packed tokens of the step."""
         return len(self.decode) + sum(len(chunk.tokens) for chunk in self.chunks)

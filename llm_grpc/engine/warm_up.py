@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.engine.step_budget import TILE, StepBudget, measured_budget
-from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, SlotRelease, StepPlan
+from llm_grpc.engine.step_plan import BlockGrant, DecodeRow, PrefillChunk, Sample, SlotRelease, StepPlan
 from llm_grpc.sampling_params import SamplingParams
 
 WARM_UP = SamplingParams(max_tokens=1)
@@ -23,39 +24,64 @@ _REPEATS = 3
 
 
 def warm_up(
-    runner: ModelRunner, num_slots: int, chunk_tokens: int, clock: Callable[[], float] = time.perf_counter
+    runner: ModelRunner,
+    num_slots: int,
+    chunk_tokens: int,
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    block_size: int | None = None,
+    max_chunk_tokens: int | None = None,
 ) -> StepBudget:
     """Run the kinds of steps that there will be, and say how much one may compute from how long they take.
 
-    Kernels allocate and pack on their first run. What this leaves in the slots is in no scheduler's books, so
-    nobody uses it, and its memory is given back but for a token's.
+    Kernels allocate and pack on their first run. A step takes chunks of at most ``max_chunk_tokens``, one for
+    each prompt; only one, however long, where that is None. ``block_size`` is lowering ``paged``'s. What this
+    leaves in slots and blocks is in no scheduler's books, so nobody uses it; slots give back its memory but
+    for a token's.
     """
     slots = range(min(num_slots, _MAX_SLOTS))
-    *others, last = slots
+    longest = min(chunk_tokens, max_chunk_tokens or chunk_tokens)
+    num_chunks = min(-(-chunk_tokens // longest), len(slots))
+    others, prefilled = slots[: len(slots) - num_chunks], slots[len(slots) - num_chunks :]
+    most = min(chunk_tokens, num_chunks * longest)
+
+    def chunks(num_tokens: int) -> list[PrefillChunk]:
+        starts = range(0, num_tokens, longest)
+        sizes = (min(longest, num_tokens - start) for start in starts)
+        return [PrefillChunk(slot, 0, (0,) * size) for slot, size in zip(prefilled, sizes, strict=False)]
+
+    grants = _grants(slots, longest, block_size) if block_size else ()
     for slot in slots:
-        runner.run(_step((), PrefillChunk(slot, 0, (0,))))
-    runner.run(_step((), PrefillChunk(last, 0, (0,) * chunk_tokens)))
+        runner.run(replace(_step((), [PrefillChunk(slot, 0, (0,))]), grants=grants))
+        grants = ()
+    runner.run(_step((), chunks(most)))
 
     def seconds(num_rows: int, num_chunk_tokens: int) -> float:
-        chunk = PrefillChunk(last, 0, (0,) * num_chunk_tokens) if num_chunk_tokens else None
-        plan, took = _step(others[:num_rows], chunk), []
+        plan, took = _step(others[:num_rows], chunks(num_chunk_tokens)), []
         for _ in range(_REPEATS):
             started = clock()
             runner.run(plan)
             took.append(clock() - started)
         return min(took)
 
-    budget = measured_budget(seconds, len(others), chunk_tokens)
-    releases = tuple(SlotRelease(slot, 0) for slot in slots)
-    runner.run(replace(_step((), PrefillChunk(0, 0, (0,))), releases=releases))
+    budget = measured_budget(seconds, len(others), most)
+    if not block_size:
+        releases = tuple(SlotRelease(slot, 0) for slot in slots)
+        runner.run(replace(_step((), [PrefillChunk(0, 0, (0,))]), releases=releases))
     return budget
 
 
-def _step(slots: Sequence[int], chunk: PrefillChunk | None) -> StepPlan:
-    """Decode a token in each of ``slots`` beside ``chunk``; each chooses one, and all of a short chunk."""
+def _grants(slots: Sequence[int], num_tokens: int, block_size: int) -> tuple[BlockGrant, ...]:
+    """The same blocks for all: they write the same there, and there are enough for a context's tokens."""
+    blocks = tuple(range(-(-max(num_tokens, 2) // block_size)))
+    return tuple(BlockGrant(slot, 0, blocks) for slot in slots)
+
+
+def _step(slots: Sequence[int], chunks: Sequence[PrefillChunk]) -> StepPlan:
+    """Decode a token in each of ``slots`` beside ``chunks``; each chooses one, and all of short ones."""
     rows = tuple(DecodeRow(slot, 0, 1) for slot in slots)
-    num_tokens = len(rows) + (len(chunk.tokens) if chunk else 0)
-    chosen = [*range(len(rows)), *([num_tokens - 1] if chunk else [])]
-    if num_tokens <= TILE:
-        chosen = [*range(num_tokens)]
-    return StepPlan(rows, (chunk,) if chunk else (), tuple(Sample(row, row, 0, WARM_UP) for row in chosen))
+    ends = [*accumulate((len(chunk.tokens) for chunk in chunks), initial=len(rows))]
+    chosen = [*range(len(rows)), *(end - 1 for end in ends[1:])]
+    if ends[-1] <= TILE:
+        chosen = [*range(ends[-1])]
+    return StepPlan(rows, tuple(chunks), tuple(Sample(row, row, 0, WARM_UP) for row in chosen))

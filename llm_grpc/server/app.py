@@ -10,21 +10,22 @@ from collections.abc import Callable
 from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
 from llm_grpc.cpus import threads_to_use
 from llm_grpc.engine.async_engine import AsyncEngine
+from llm_grpc.engine.blocks import MAX_CHUNK_TOKENS
 from llm_grpc.engine.engine import Load
 from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.engine.step_budget import StepBudget
 from llm_grpc.engine.warm_up import warm_up
 from llm_grpc.errors import StartupError
-from llm_grpc.kv_budget import KvBudget, kv_budget
-from llm_grpc.machine import available_memory_bytes, format_bytes
 from llm_grpc.manifest import Manifest, check_digests, load_manifest, manifest_digest
 from llm_grpc.metrics import Metrics
 from llm_grpc.runtime.placement import place
+from llm_grpc.runtime.paged_runner import PagedRunner
 from llm_grpc.runtime.slot_runner import SlotRunner
 from llm_grpc.server.health import Health
 from llm_grpc.server.identity import AnonymousAuthenticator, Authenticator
 from llm_grpc.server.interceptors import MetricsInterceptor, RequestInterceptor
+from llm_grpc.server.kv_cache import blocks_that_fit, make_memory, slot_tokens
 from llm_grpc.server.listeners import MetricsListener, bind
 from llm_grpc.server.models import Models
 from llm_grpc.server.planes import DATA_PLANE, admin_plane, data_plane
@@ -36,18 +37,30 @@ from llm_grpc.v1 import admin_pb2
 
 log = logging.getLogger(__name__)
 
-MakeRunner = Callable[[ModelConfig, EngineConfig, Manifest, int], ModelRunner]
-"""From configuration, manifest and context length to a runner. It may block: it runs in a worker thread."""
+MakeRunner = Callable[[ModelConfig, EngineConfig, Manifest, int, int], ModelRunner]
+"""From configuration, manifest, context length and number of blocks (0 of lowering ``slots``) to a runner.
+It may block: it runs in a worker thread."""
 
 
 def slot_runner(
-    model: ModelConfig, engine: EngineConfig, manifest: Manifest, context_tokens: int
+    model: ModelConfig, engine: EngineConfig, manifest: Manifest, context_tokens: int, num_blocks: int
 ) -> ModelRunner:
     """The runner that the manifest's lowering needs."""
     device = place(engine.device, manifest)
     threads = threads_to_use(engine.threads)
     log.info("computing on %s", device)
     log.info("computing with %d threads: %s", *threads)
+    if num_blocks:
+        return PagedRunner(
+            model.model,
+            manifest,
+            num_blocks,
+            engine.max_running,
+            context_tokens,
+            engine.chunk_tokens + engine.max_running,
+            device,
+            threads=threads.number,
+        )
     return SlotRunner(model.model, manifest, engine.max_running, context_tokens, threads.number)
 
 
@@ -70,11 +83,14 @@ class Server:
         self._model_config, self._engine_config, self._config = model, engine, server
         self._manifest = load_manifest(model.model)
         self._context_tokens = _context_tokens(engine, self._manifest)
-        self._kv_tokens = self._pool_tokens = engine.max_running * self._context_tokens
+        self._kv_tokens = engine.max_running * self._context_tokens
         self._make_runner = make_runner
         self._models = Models(model.model_name or self._manifest.name)
         self.admission = Admission(engine.max_running, engine.max_waiting)
         self._metrics = _metrics(self._load_now)
+        self._metrics.preemptions.set_function(
+            lambda: self._engine.load.num_preemptions if self._engine else 0
+        )
         self._health = Health(DATA_PLANE, self._models.name)
         interceptors = (
             MetricsInterceptor(self._metrics),
@@ -146,18 +162,11 @@ class Server:
             await asyncio.to_thread(check_digests, self._model_config.model, manifest)
         tokenizer = TextTokenizer(self._model_config.model / manifest.tokenizer, self._context_tokens - 1)
         tokenizer.check_ids(manifest.vocabulary_size)
-        runner, budget = await asyncio.to_thread(self._warm_runner)
-        self._kv_tokens = self._kv_budget().num_tokens
+        runner, budget, self._kv_tokens = await asyncio.to_thread(self._warm_runner)
         context_tokens = min(self._context_tokens, self._kv_tokens)
         tokenizer.max_prompt_tokens = context_tokens - 1
-        scheduler = Scheduler(
-            config.max_running,
-            context_tokens,
-            config.chunk_tokens,
-            manifest.eos_token_ids,
-            budget,
-            self._kv_tokens,
-        )
+        memory = make_memory(manifest, config.max_running, context_tokens, self._kv_tokens)
+        scheduler = Scheduler(memory, context_tokens, config.chunk_tokens, manifest.eos_token_ids, budget)
         loop = asyncio.get_running_loop()
         interval_s = self._config.stream_interval_ms / 1000
         self._engine = AsyncEngine(scheduler, runner, loop, self._on_engine_health, interval_s)
@@ -182,10 +191,21 @@ class Server:
         )
         await self._update_health()
 
-    def _warm_runner(self) -> tuple[ModelRunner, StepBudget]:
-        config = self._engine_config
-        runner = self._make_runner(self._model_config, config, self._manifest, self._context_tokens)
-        budget = warm_up(runner, config.max_running, min(config.chunk_tokens, self._context_tokens - 1))
+    def _warm_runner(self) -> tuple[ModelRunner, StepBudget, int]:
+        """The runner, what its steps may compute, and the tokens that its cache has memory for."""
+        config, manifest = self._engine_config, self._manifest
+        block_size, context_tokens = manifest.block_size, self._context_tokens
+        num_blocks = blocks_that_fit(manifest, config, context_tokens) if block_size else 0
+        if block_size:
+            context_tokens = min(context_tokens, num_blocks * block_size)
+        runner = self._make_runner(self._model_config, config, manifest, context_tokens, num_blocks)
+        budget = warm_up(
+            runner,
+            config.max_running,
+            min(config.chunk_tokens, context_tokens - 1),
+            block_size=block_size,
+            max_chunk_tokens=MAX_CHUNK_TOKENS if block_size else None,
+        )
         mixed_tokens = config.mixed_chunk_tokens or budget.mixed_tokens
         budget = StepBudget(mixed_tokens, budget.num_guesses if config.prompt_lookup else 0)
         log.info(
@@ -193,20 +213,9 @@ class Server:
             "%(num_guesses)d guesses",
             dataclasses.asdict(budget),
         )
-        return runner, budget
-
-    def _kv_budget(self) -> KvBudget:
-        """Memory for keys and values; the model is loaded, so that what is available now can be theirs."""
-        cache, asked = self._manifest.kv_cache, self._engine_config.kv_cache_memory
-        budget = kv_budget(asked, available_memory_bytes(), cache.token_bytes, self._pool_tokens)
-        log.info(
-            "weights of %s; up to %s for keys and values, %d tokens of %s",
-            format_bytes(self._manifest.weights_bytes),
-            format_bytes(budget.num_bytes),
-            budget.num_tokens,
-            format_bytes(budget.token_bytes),
-        )
-        return budget
+        if block_size:
+            return runner, budget, num_blocks * block_size
+        return runner, budget, slot_tokens(manifest, config.kv_cache_memory, self._kv_tokens)
 
     def _on_engine_health(self) -> None:
         if self._engine and not self._engine.is_alive and not self._draining:

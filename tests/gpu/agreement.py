@@ -34,8 +34,10 @@ class Agreement(NamedTuple):
 
 def load(model_dir: Path, device: str, num_slots: int) -> ModelRunner:
     """The runner that a server would have."""
+    manifest = load_manifest(model_dir)
+    num_blocks = num_slots * -(-CONTEXT_TOKENS // manifest.block_size) if manifest.block_size else 0
     engine = EngineConfig(device=device, max_running=num_slots, max_context_tokens=CONTEXT_TOKENS)
-    return slot_runner(ModelConfig(model=model_dir), engine, load_manifest(model_dir), CONTEXT_TOKENS)
+    return slot_runner(ModelConfig(model=model_dir), engine, manifest, CONTEXT_TOKENS, num_blocks)
 
 
 def generate(

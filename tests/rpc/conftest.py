@@ -39,9 +39,10 @@ def serve(scripted_model: Path) -> Serve:
         engine: dict[str, Any] | None = None,
         server: dict[str, Any] | None = None,
         authenticator: Authenticator | None = None,
+        model: Path = scripted_model,
     ) -> AsyncIterator[tuple[Server, grpc.aio.Channel]]:
         app = Server(
-            ModelConfig(model=scripted_model),
+            ModelConfig(model=model),
             EngineConfig(**{"max_running": 4, "max_waiting": 4, **(engine or {})}),
             loopback(**{"metrics_address": "", **(server or {})}),
             authenticator=authenticator,

@@ -12,8 +12,11 @@ EOS = 256
 CONTEXT_TOKENS = 64
 
 
-def write_model_dir(directory: Path) -> Path:
-    """Ids are bytes (in the order of the byte-level alphabet), 256 is the end of the sequence."""
+def write_model_dir(directory: Path, block_size: int | None = None) -> Path:
+    """Ids are bytes (in the order of the byte-level alphabet), 256 is the end of the sequence.
+
+    With a ``block_size`` the lowering is paged.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -26,7 +29,7 @@ def write_model_dir(directory: Path) -> Path:
         format=2,
         name="scripted",
         architecture="scripted",
-        lowering="slots",
+        lowering="paged" if block_size else "slots",
         weights="fp32",
         graph="model.onnx",
         tokenizer="tokenizer.json",
@@ -37,6 +40,7 @@ def write_model_dir(directory: Path) -> Path:
         kv_cache=KvCache(num_layers=1, num_heads=1, head_dim=8, dtype="float32"),
         files={name: file_entry(directory / name) for name in ("model.onnx", "tokenizer.json")},
         versions={},
+        block_size=block_size,
     )
     (directory / MANIFEST).write_text(manifest.model_dump_json())
     return directory

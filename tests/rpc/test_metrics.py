@@ -21,6 +21,7 @@ PROMISED = {
     "llm_grpc_prefix_cache_queries_total",
     "llm_grpc_prefix_cache_hits_total",
     "llm_grpc_generation_tokens_total",
+    "llm_grpc_preemptions_total",
     "llm_grpc_time_to_first_token_seconds_bucket",
     "llm_grpc_inter_token_latency_seconds_bucket",
     "llm_grpc_e2e_request_latency_seconds_bucket",

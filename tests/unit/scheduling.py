@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from llm_grpc.engine.blocks import MAX_CHUNK_TOKENS, Blocks
 from llm_grpc.engine.request import Request, TokenEvent
 from llm_grpc.engine.scheduler import Scheduler
+from llm_grpc.engine.slot_table import SlotTable
+from llm_grpc.engine.slots import Slots
+from llm_grpc.engine.step_budget import StepBudget
 from llm_grpc.engine.step_plan import StepPlan
 from llm_grpc.sampling_params import SamplingParams
 from tests.unit.scripted_runner import ScriptedRunner
@@ -19,6 +25,41 @@ def request(
         max_tokens=max_tokens, seed=seed, cache_disabled=salt is None, cache_salt=salt or ""
     )
     return Request(request_id, prompt, params)
+
+
+def slot_scheduler(
+    num_slots: int,
+    context_tokens: int,
+    chunk_tokens: int,
+    eos_token_ids: Collection[int],
+    budget: StepBudget | None = None,
+    room: int | None = None,
+) -> Scheduler:
+    """A scheduler over slots that have memory for ``room`` tokens; by itself for all they can hold."""
+    memory = Slots(num_slots, context_tokens, room)
+    return Scheduler(memory, context_tokens, chunk_tokens, eos_token_ids, budget)
+
+
+def slot_table(scheduler: Scheduler) -> SlotTable:
+    """The books of a scheduler over slots."""
+    assert isinstance(scheduler._memory, Slots)
+    return scheduler._memory.table
+
+
+def block_scheduler(
+    num_blocks: int,
+    block_size: int,
+    num_slots: int,
+    context_tokens: int,
+    chunk_tokens: int,
+    eos_token_ids: Collection[int] = (),
+    budget: StepBudget | None = None,
+    *,
+    max_chunk_tokens: int = MAX_CHUNK_TOKENS,
+) -> tuple[Scheduler, Blocks]:
+    """A scheduler over blocks."""
+    blocks = Blocks(num_blocks, block_size, num_slots, max_chunk_tokens)
+    return Scheduler(blocks, context_tokens, chunk_tokens, eos_token_ids, budget), blocks
 
 
 def step(scheduler: Scheduler, runner: ScriptedRunner) -> tuple[StepPlan, list[TokenEvent]]:

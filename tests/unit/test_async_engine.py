@@ -15,6 +15,7 @@ from llm_grpc.engine.async_engine import AsyncEngine
 from llm_grpc.engine.engine import Load
 from llm_grpc.engine.request import FailedEvent, TokenEvent
 from llm_grpc.engine.scheduler import Scheduler
+from llm_grpc.engine.slots import Slots
 from llm_grpc.errors import EngineFailed
 from llm_grpc.sampling_params import FinishReason, SamplingParams
 from tests.unit.scripted_runner import HANG_S, ScriptedRunner
@@ -65,7 +66,7 @@ class WatchedLoop:
 class Bench:
     def __init__(self, num_slots: int, chunk_tokens: int, eos: Collection[int], *, gated: bool) -> None:
         self.runner = ScriptedRunner(gated=gated)
-        self.scheduler = WatchedScheduler(num_slots, CONTEXT, chunk_tokens, eos)
+        self.scheduler = WatchedScheduler(Slots(num_slots, CONTEXT), CONTEXT, chunk_tokens, eos)
         self.loop = WatchedLoop(asyncio.get_running_loop())
         self.health: list[tuple[bool, bool]] = []
         self.health_changed = asyncio.Event()

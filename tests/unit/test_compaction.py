@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from llm_grpc.engine.compaction import MIN_TOKENS_LEFT, best_move
-from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, SlotCopy, StepPlan
 from llm_grpc.runtime.first_tokens import FirstTokens
-from tests.unit.scheduling import finish, request, step
+from tests.unit.scheduling import finish, request, slot_scheduler, step
 from tests.unit.scripted_runner import ScriptedRunner
 
 
@@ -48,7 +47,7 @@ class Bench:
 
     def __init__(self, max_tokens: int = 40) -> None:
         self.runner = ScriptedRunner()
-        self.scheduler = Scheduler(5, 100, 16, ())
+        self.scheduler = slot_scheduler(5, 100, 16, ())
         for request_id in range(4):
             self.scheduler.add(request(request_id, [50 + request_id, 1, 2], max_tokens))
         for _ in range(4):
@@ -112,7 +111,7 @@ def test_a_slot_that_was_left_is_given_up_before_any_other() -> None:
 
 
 def test_planning_again_moves_nobody_else() -> None:
-    runner, scheduler = ScriptedRunner(), Scheduler(7, 100, 16, ())
+    runner, scheduler = ScriptedRunner(), slot_scheduler(7, 100, 16, ())
     for request_id in range(7):
         scheduler.add(request(request_id, [50 + request_id], 40))
     for _ in range(7):

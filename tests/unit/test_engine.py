@@ -9,8 +9,8 @@ import pytest
 
 from llm_grpc.engine.engine import Abort, Engine, Load, Stop
 from llm_grpc.engine.request import Event, FailedEvent, Request, TokenEvent
-from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.sampling_params import FinishReason, SamplingParams
+from tests.unit.scheduling import slot_scheduler
 from tests.unit.scripted_runner import HANG_S, BrokenPlan, ScriptedRunner
 
 FAULT = RuntimeError("the session broke")
@@ -21,7 +21,7 @@ class Bench:
 
     def __init__(self, num_slots: int = 2, chunk_tokens: int = 4) -> None:
         self.runner = ScriptedRunner()
-        self.scheduler = Scheduler(num_slots, 32, chunk_tokens, ())
+        self.scheduler = slot_scheduler(num_slots, 32, chunk_tokens, ())
         self.published: list[Event] = []
         self.engine = Engine(self.scheduler, self.runner, self.publish)
 
@@ -173,7 +173,7 @@ def test_the_loop_works_sleeps_and_stops() -> None:
             ended.set()
 
     runner = ScriptedRunner()
-    engine = Engine(Scheduler(1, 32, 4, ()), runner, publish)
+    engine = Engine(slot_scheduler(1, 32, 4, ()), runner, publish)
     thread = threading.Thread(target=engine.run_until_stopped, daemon=True)
     thread.start()
     for request_id in (1, 2):  # the second wakes an idle loop, and so does Stop

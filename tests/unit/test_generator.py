@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from llm_grpc.engine.async_engine import AsyncEngine
 from llm_grpc.engine.engine import Load
 from llm_grpc.engine.request import TokenEvent
-from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.errors import EngineFailed, InvalidParameter, PromptTooLong, QueueFull
 from llm_grpc.metrics import Metrics
 from llm_grpc.sampling_params import FinishReason, SamplingParams
 from llm_grpc.text.admission import Admission
 from llm_grpc.text.generator import TextDelta, TextGenerator, joined
+from tests.unit.scheduling import slot_scheduler
 from tests.unit.scripted_runner import HANG_S, ScriptedRunner, hashed, script
 from tests.unit.small_tokenizers import BOS, EOS, byte_level, decode, metaspace, token_id
 
@@ -195,7 +195,7 @@ def test_half_a_character_at_the_end_is_shown_and_may_match_a_stop_string() -> N
 class Bench:
     def __init__(self, runner: ScriptedRunner, num_slots: int, max_waiting: int) -> None:
         self.runner = runner
-        self.scheduler = Scheduler(num_slots, CONTEXT, 8, {EOS_ID})
+        self.scheduler = slot_scheduler(num_slots, CONTEXT, 8, {EOS_ID})
         self.engine = AsyncEngine(self.scheduler, runner, asyncio.get_running_loop())
         self.admission, self.metrics = Admission(num_slots, max_waiting), Metrics()
         self.generator = TextGenerator(TOKENIZER, self.engine, self.admission, self.metrics)

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from llm_grpc.engine.guessing import num_wrong
 from llm_grpc.engine.prompt_lookup import PromptLookup
-from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.engine.step_budget import TILE, StepBudget, measured_budget
 from llm_grpc.engine.step_plan import PrefillChunk, StepPlan
-from tests.unit.scheduling import EOS, finish, request, step
+from tests.unit.scheduling import EOS, finish, request, slot_scheduler, step
 from tests.unit.scripted_runner import ScriptedRunner, hashed
 
 CONTEXT = 64
@@ -44,7 +43,7 @@ def test_a_text_is_the_same_with_guesses(
     prompt: list[int], max_tokens: int, num_guesses: int, script: Next
 ) -> None:
     runner = ScriptedRunner(script)
-    scheduler = Scheduler(2, CONTEXT, 8, {EOS}, StepBudget(8, num_guesses))
+    scheduler = slot_scheduler(2, CONTEXT, 8, {EOS}, StepBudget(8, num_guesses))
     asked = request(0, prompt, max_tokens)
     scheduler.add(asked)
     events = finish(scheduler, runner)
@@ -55,7 +54,10 @@ def test_a_text_is_the_same_with_guesses(
 
 def test_what_repeats_takes_fewer_steps() -> None:
     def num_steps(num_guesses: int) -> int:
-        runner, scheduler = ScriptedRunner(periodic), Scheduler(1, 200, 16, (), StepBudget(16, num_guesses))
+        runner, scheduler = (
+            ScriptedRunner(periodic),
+            slot_scheduler(1, 200, 16, (), StepBudget(16, num_guesses)),
+        )
         scheduler.add(request(0, [1, 2, 3, 1, 2, 3], 100))
         finish(scheduler, runner)
         return len(runner.plans)
@@ -67,7 +69,7 @@ def test_what_repeats_takes_fewer_steps() -> None:
 def test_what_does_not_repeat_is_guessed_at_rarely() -> None:
     """Tokens come from a hash of all before them, so that what followed a passage tells nothing."""
     runner = ScriptedRunner(lambda history: 1 + hashed(history) % 2)
-    scheduler = Scheduler(1, 2000, 16, (), StepBudget(16, 15))
+    scheduler = slot_scheduler(1, 2000, 16, (), StepBudget(16, 15))
     scheduler.add(request(0, [1, 2, 1, 2], 1000))
     finish(scheduler, runner)
     lookup = PromptLookup([])
@@ -78,7 +80,7 @@ def test_what_does_not_repeat_is_guessed_at_rarely() -> None:
 
 
 def test_only_a_lone_request_is_guessed_at() -> None:
-    runner, scheduler = ScriptedRunner(periodic), Scheduler(2, 200, 16, (), StepBudget(16, 15))
+    runner, scheduler = ScriptedRunner(periodic), slot_scheduler(2, 200, 16, (), StepBudget(16, 15))
     for request_id in (0, 1):
         scheduler.add(request(request_id, [1, 2, 3, 1, 2, 3], 20 * (request_id + 1)))
     plans: list[StepPlan] = []
@@ -89,14 +91,14 @@ def test_only_a_lone_request_is_guessed_at() -> None:
 
 
 def test_planning_twice_changes_nothing() -> None:
-    runner, scheduler = ScriptedRunner(periodic), Scheduler(1, 200, 16, (), StepBudget(16, 15))
+    runner, scheduler = ScriptedRunner(periodic), slot_scheduler(1, 200, 16, (), StepBudget(16, 15))
     scheduler.add(request(0, [1, 2, 3, 1, 2, 3], 20))
     step(scheduler, runner)
     assert scheduler.schedule() == scheduler.schedule()
 
 
 def test_a_failed_check_frees_the_slot() -> None:
-    runner, scheduler = ScriptedRunner(periodic), Scheduler(1, 200, 16, (), StepBudget(16, 15))
+    runner, scheduler = ScriptedRunner(periodic), slot_scheduler(1, 200, 16, (), StepBudget(16, 15))
     scheduler.add(request(0, [1, 2, 3, 1, 2, 3], 20))
     step(scheduler, runner)
     plan = scheduler.schedule()

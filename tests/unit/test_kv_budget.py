@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from llm_grpc.config import EngineConfig
 from llm_grpc.errors import StartupError
-from llm_grpc.kv_budget import AUTO_SHARE, kv_budget
+from llm_grpc.kv_budget import AUTO_SHARE, kv_budget, num_blocks
 from llm_grpc.manifest import KvCache
 
 TOKEN_BYTES = 1000
@@ -41,6 +41,32 @@ def test_tokens_that_fit(asked: int, available: int, num_tokens: int) -> None:
 def test_too_little_for_any_request(asked: int, available: int, problem: str) -> None:
     with pytest.raises(StartupError, match=problem):
         kv_budget(asked, available, TOKEN_BYTES, pool_tokens=4096)
+
+
+@pytest.mark.parametrize(
+    ("asked", "available", "most", "expected"),
+    [
+        pytest.param(0, 64_000, None, 4, id="what is available"),
+        pytest.param(32_000, 64_000, None, 2, id="asked for"),
+        pytest.param(96_000, 64_000, None, 6, id="asked for is not argued with"),
+        pytest.param(0, 63_999, None, 3, id="whole blocks"),
+        pytest.param(0, 64_000, 3, 3, id="no more than can be of use"),
+    ],
+)
+def test_blocks_that_fit(asked: int, available: int, most: int | None, expected: int) -> None:
+    assert num_blocks(asked, available, TOKEN_BYTES, 16, most) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "available", "problem"),
+    [
+        (15_999, 10**9, r"^kv_cache_memory is 15.6 KiB, and a block of 16 tokens needs 15.6 KiB$"),
+        (0, 100, r"^100 B are left for keys and values, and a block of 16 tokens needs 15.6 KiB$"),
+    ],
+)
+def test_too_little_for_a_block(asked: int, available: int, problem: str) -> None:
+    with pytest.raises(StartupError, match=problem):
+        num_blocks(asked, available, TOKEN_BYTES, 16)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.engine.slot_table import common_prefix
 from llm_grpc.engine.step_plan import PrefillChunk, SlotCopy
 from llm_grpc.engine.warm_up import warm_up
-from tests.unit.scheduling import finish, request, step
+from tests.unit.scheduling import finish, request, slot_scheduler, slot_table, step
 from tests.unit.scripted_runner import ScriptedRunner
 
 SYSTEM = list(range(100, 150))
@@ -22,7 +21,7 @@ class Bench:
 
     def __init__(self, num_slots: int = 4, chunk_tokens: int = 16) -> None:
         self.runner = ScriptedRunner()
-        self.scheduler = Scheduler(num_slots, 200, chunk_tokens, ())
+        self.scheduler = slot_scheduler(num_slots, 200, chunk_tokens, ())
         self.num_requests = 0
 
     def add(self, prompt: list[int], max_tokens: int = 3, salt: str | None = "") -> None:
@@ -67,7 +66,7 @@ def test_a_conversation_goes_on_in_its_slot_without_a_copy() -> None:
         found.append(bench.serve(history, max_tokens=4))
         history = [*history, *bench.runner.cache[0][len(history) :], 1, 2, 3]
     assert found == [0, *(len(SYSTEM) + 3 + 6 * turn for turn in range(4))]
-    assert bench.scheduler.num_copies == 0
+    assert slot_table(bench.scheduler).num_copies == 0
     assert {plan.chunk.slot for plan in bench.runner.plans if plan.chunk} == {0}
 
 
@@ -79,7 +78,7 @@ def test_a_branch_is_copied_to_an_empty_slot_and_leaves_the_trunk() -> None:
     assert plan.copies == (SlotCopy(0, 1, len(SYSTEM)),)
     assert plan.chunk == PrefillChunk(1, len(SYSTEM), [3, 4])
     assert bench.serve([*SYSTEM, 1, 2, 5]) == len(SYSTEM) + 2
-    assert bench.scheduler.num_copies == 1, "the trunk continues where it is"
+    assert slot_table(bench.scheduler).num_copies == 1, "the trunk continues where it is"
 
 
 def test_where_no_slot_is_empty_the_one_used_longest_ago_is_given_up() -> None:
@@ -108,7 +107,7 @@ def test_the_only_slot_keeps_what_the_next_prompt_begins_with() -> None:
     bench.serve([*SYSTEM, 1, 2, 3])
     assert bench.serve([*SYSTEM, 4]) == len(SYSTEM)
     assert bench.serve([*SYSTEM, 1, 2, 3]) == len(SYSTEM)
-    assert bench.scheduler.num_copies == 0
+    assert slot_table(bench.scheduler).num_copies == 0
 
 
 @pytest.mark.parametrize("num_requests", [2, 4, 12])
@@ -118,7 +117,7 @@ def test_requests_that_come_together_compute_what_they_share_once(num_requests: 
         bench.add([*SYSTEM, each])
     finish(bench.scheduler, bench.runner)
     assert bench.num_prefilled == len(SYSTEM) + num_requests
-    assert bench.scheduler.num_copies <= num_requests
+    assert slot_table(bench.scheduler).num_copies <= num_requests
 
 
 def test_a_running_request_gives_what_it_has_computed() -> None:

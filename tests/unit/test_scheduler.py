@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_grpc.engine.request import Request
-from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk
 from llm_grpc.sampling_params import FinishReason, SamplingParams
-from tests.unit.scheduling import EOS, finish, request, step
+from tests.unit.scheduling import EOS, finish, request, slot_scheduler, step
 from tests.unit.scripted_runner import ScriptedRunner
 
 
@@ -25,7 +24,7 @@ def test_chunked_prefill_writes_what_a_whole_prefill_writes(
     written, said, starts = [], [], []
     for size in (chunk, len(prompt)):
         runner = ScriptedRunner()
-        scheduler = Scheduler(1, 64, size, ())
+        scheduler = slot_scheduler(1, 64, size, ())
         scheduler.add(request(1, prompt, max_tokens))
         said.append([event.token_id for event in finish(scheduler, runner)])
         written.append(runner.cache[0])
@@ -36,7 +35,7 @@ def test_chunked_prefill_writes_what_a_whole_prefill_writes(
 
 
 def test_a_newcomer_starts_at_the_next_step_and_ends_without_waiting() -> None:
-    scheduler, runner = Scheduler(2, 100, 4, ()), ScriptedRunner()
+    scheduler, runner = slot_scheduler(2, 100, 4, ()), ScriptedRunner()
     scheduler.add(request(1, [1, 2, 3], max_tokens=50))
     for _ in range(5):
         step(scheduler, runner)
@@ -52,7 +51,7 @@ def test_a_newcomer_starts_at_the_next_step_and_ends_without_waiting() -> None:
 
 
 def test_decoding_goes_on_while_a_long_prompt_is_prefilled() -> None:
-    scheduler, runner = Scheduler(2, 100, 3, ()), ScriptedRunner()
+    scheduler, runner = slot_scheduler(2, 100, 3, ()), ScriptedRunner()
     scheduler.add(request(1, [1]))
     step(scheduler, runner)
     scheduler.add(request(2, list(range(10, 20))))
@@ -65,7 +64,7 @@ def test_decoding_goes_on_while_a_long_prompt_is_prefilled() -> None:
 
 
 def test_a_freed_slot_goes_to_the_oldest_waiting_request_at_the_next_step() -> None:
-    scheduler, runner = Scheduler(2, 100, 8, ()), ScriptedRunner()
+    scheduler, runner = slot_scheduler(2, 100, 8, ()), ScriptedRunner()
     requests = [request(i, [i]) for i in range(1, 5)]
     for each in requests:
         scheduler.add(each)
@@ -96,7 +95,7 @@ def test_why_a_request_ends(
     prompt_tokens: int, max_tokens: int, eos_after: int, count: int, reason: FinishReason
 ) -> None:
     runner = ScriptedRunner(lambda history: EOS if len(history) - prompt_tokens + 1 == eos_after else 7)
-    scheduler = Scheduler(1, 8, 2, {EOS})
+    scheduler = slot_scheduler(1, 8, 2, {EOS})
     scheduler.add(request(1, [5] * prompt_tokens, max_tokens))
     events = finish(scheduler, runner)
     assert [event.finish_reason for event in events] == [None] * (count - 1) + [reason]
@@ -109,7 +108,7 @@ def test_why_a_request_ends(
 def test_an_ignored_end_token_is_a_token_like_any_other(
     max_tokens: int, count: int, reason: FinishReason
 ) -> None:
-    runner, scheduler = ScriptedRunner(lambda history: EOS), Scheduler(1, 8, 2, {EOS})
+    runner, scheduler = ScriptedRunner(lambda history: EOS), slot_scheduler(1, 8, 2, {EOS})
     scheduler.add(Request(1, [5, 5, 5], SamplingParams(max_tokens, ignore_eos=True)))
     events = finish(scheduler, runner)
     assert [event.token_id for event in events] == [EOS] * count
@@ -118,7 +117,7 @@ def test_an_ignored_end_token_is_a_token_like_any_other(
 
 @pytest.mark.parametrize("prompt_tokens", [0, 8, 9])
 def test_a_prompt_that_cannot_run_is_a_bug(prompt_tokens: int) -> None:
-    scheduler = Scheduler(1, 8, 2, ())
+    scheduler = slot_scheduler(1, 8, 2, ())
     with pytest.raises(ValueError, match=f"bug: a prompt of {prompt_tokens} tokens"):
         scheduler.add(request(1, [5] * prompt_tokens))
     assert scheduler.schedule() is None
@@ -126,7 +125,7 @@ def test_a_prompt_that_cannot_run_is_a_bug(prompt_tokens: int) -> None:
 
 @pytest.mark.parametrize("tokens", [[], [1, 2]])
 def test_a_run_answers_every_sample_once(tokens: list[int]) -> None:
-    scheduler = Scheduler(1, 8, 2, ())
+    scheduler = slot_scheduler(1, 8, 2, ())
     scheduler.add(request(1, [5]))
     plan = scheduler.schedule()
     assert plan
@@ -135,7 +134,7 @@ def test_a_run_answers_every_sample_once(tokens: list[int]) -> None:
 
 
 def test_planning_again_plans_the_same() -> None:
-    scheduler, runner = Scheduler(2, 20, 2, ()), ScriptedRunner()
+    scheduler, runner = slot_scheduler(2, 20, 2, ()), ScriptedRunner()
     scheduler.add(request(1, [1, 2, 3]))
     scheduler.add(request(2, [4, 5]))
     for _ in range(4):
@@ -144,7 +143,7 @@ def test_planning_again_plans_the_same() -> None:
 
 
 def test_integrity_check_sees_a_lost_slot_and_a_shared_one() -> None:
-    scheduler = Scheduler(2, 8, 2, ())
+    scheduler = slot_scheduler(2, 8, 2, ())
     requests = [request(1, [1]), request(2, [2])]
     for each in requests:
         scheduler.add(each)

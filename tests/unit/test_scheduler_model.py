@@ -11,10 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from llm_grpc.engine.compaction import MIN_TOKENS_LEFT
 from llm_grpc.engine.request import FailedEvent, Request, TokenEvent
-from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, SlotCopy, StepPlan
 from llm_grpc.sampling_params import SamplingParams
-from tests.unit.scheduling import EOS, request
+from tests.unit.scheduling import EOS, request, slot_scheduler, slot_table
 from tests.unit.scripted_runner import ScriptedRunner
 
 TOKENS = 8
@@ -70,7 +69,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(num_slots=st.integers(1, 6), context=st.integers(2, 24), chunk=st.integers(1, 6))
     def start(self, num_slots: int, context: int, chunk: int) -> None:
-        self.scheduler = Scheduler(num_slots, context, chunk, {EOS})
+        self.scheduler = slot_scheduler(num_slots, context, chunk, {EOS})
         self.runner = ScriptedRunner(_next_token)
         self.num_slots, self.context, self.chunk = num_slots, context, chunk
         self.waiting: list[Expected] = []
@@ -156,7 +155,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for expected in self.running:
             assert self.slots[expected.slot] == Held(expected.cached, expected.salt)
         for slot, held in enumerate(self.slots):
-            assert self.scheduler._table.tokens(slot) == held.tokens
+            assert slot_table(self.scheduler).tokens(slot) == held.tokens
             assert self.runner.cache.get(slot, [])[: len(held.tokens)] == held.tokens
 
     def teardown(self) -> None:

@@ -11,7 +11,7 @@ from llm_grpc.engine.request import FailedEvent, Request, TokenEvent
 from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.engine.step_budget import StepBudget
 from llm_grpc.engine.step_plan import SlotRelease, StepPlan
-from tests.unit.scheduling import EOS, finish, request, step
+from tests.unit.scheduling import EOS, finish, request, slot_scheduler, slot_table, step
 from tests.unit.scripted_runner import ScriptedRunner
 
 TOKENS = 6
@@ -59,7 +59,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def start(self, num_slots: int, room: int, context: int, chunk: int, guesses: int) -> None:
         self.room, self.context = room, min(context, room)
         budget = StepBudget(chunk, guesses)
-        self.scheduler = Scheduler(num_slots, self.context, chunk, {EOS}, budget, room)
+        self.scheduler = slot_scheduler(num_slots, self.context, chunk, {EOS}, budget, room)
         self.runner = MeasuredRunner()
         self.requests: dict[int, Request] = {}
         self.waiting: list[Request] = []
@@ -115,7 +115,7 @@ class MemoryMachine(RuleBasedStateMachine):
         assert self.runner.most <= self.room
         reserved = {r.slot: self.most_of(r) for r in self.running if r.slot is not None}
         slots = {*reserved, *self.runner.touched}
-        memory = self.scheduler._table.memory
+        memory = slot_table(self.scheduler).memory
         # Releases of a failed run are still to be done.
         kept = {release.slot: release.num_kept for release in memory.releases}
         touched = {slot: min(kept.get(slot, n), n) for slot, n in self.runner.touched.items()}
@@ -141,7 +141,7 @@ class MemoryMachine(RuleBasedStateMachine):
             self.running.append(self.waiting.pop(0))
         assert all(r.slot is None for r in self.waiting), "nobody overtakes"
         assert self.running or not self.waiting
-        if self.waiting and not (plan and plan.copies) and self.scheduler._table.free:
+        if self.waiting and not (plan and plan.copies) and slot_table(self.scheduler).free:
             reserved = sum(map(self.most_of, self.running))
             assert reserved + self.most_of(self.waiting[0]) > self.room, "who fits does not wait"
         return plan
@@ -166,7 +166,7 @@ TestMemory = MemoryMachine.TestCase
 
 
 def served(room: int, num_slots: int = 4, context: int = 100) -> tuple[Scheduler, ScriptedRunner]:
-    return Scheduler(num_slots, context, 16, (), None, room), ScriptedRunner()
+    return slot_scheduler(num_slots, context, 16, (), None, room), ScriptedRunner()
 
 
 def test_requests_run_together_as_far_as_memory_goes() -> None:
@@ -209,7 +209,7 @@ def test_a_long_slots_tail_is_given_back_for_a_short_request_where_memory_is_sho
     scheduler.add(request(1, [2] * 5, max_tokens=10))
     plan, _ = step(scheduler, runner)
     assert plan.releases == (), "there is room for both"
-    assert scheduler._table.memory.num_tokens == 69
+    assert slot_table(scheduler).memory.num_tokens == 69
     finish(scheduler, runner)
     scheduler, runner = served(room=70, num_slots=2)
     scheduler.add(request(0, [1] * 60, max_tokens=10, salt=None))
@@ -218,7 +218,7 @@ def test_a_long_slots_tail_is_given_back_for_a_short_request_where_memory_is_sho
     scheduler.add(request(2, [3] * 5, max_tokens=10))
     plan, _ = step(scheduler, runner)
     assert plan.releases == (SlotRelease(0, 15),)
-    assert scheduler._table.memory.num_tokens == 30
+    assert slot_table(scheduler).memory.num_tokens == 30
 
 
 def test_what_a_prompt_begins_with_is_given_up_for_no_other_reason_than_itself() -> None:
@@ -236,14 +236,14 @@ def test_what_a_prompt_begins_with_is_given_up_for_no_other_reason_than_itself()
 def test_wrong_guesses_have_memory_too() -> None:
     prompt = [1, 2, 3, 4] * 4
     runner = ScriptedRunner(lambda history: 1 if history == prompt else EOS)
-    scheduler = Scheduler(1, 100, 16, {EOS}, StepBudget(16, 8), 100)
+    scheduler = slot_scheduler(1, 100, 16, {EOS}, StepBudget(16, 8), 100)
     scheduler.add(request(0, prompt, max_tokens=50))
     finish(scheduler, runner)
     chunk = runner.plans[-1].chunk
     assert chunk
     assert chunk.num_guesses > 0
-    assert scheduler._table.memory.num_tokens == chunk.start + len(chunk.tokens)
-    assert len(scheduler._table.tokens(0)) == chunk.start + 1
+    assert slot_table(scheduler).memory.num_tokens == chunk.start + len(chunk.tokens)
+    assert len(slot_table(scheduler).tokens(0)) == chunk.start + 1
 
 
 def test_a_failed_run_may_not_have_given_back_what_it_was_to() -> None:

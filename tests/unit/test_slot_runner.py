@@ -11,14 +11,13 @@ from tokenizers import Tokenizer
 
 from llm_grpc.config import EMBEDDED_MODEL
 from llm_grpc.engine.request import Request
-from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.engine.step_budget import StepBudget
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, SlotCopy, StepPlan
 from llm_grpc.engine.warm_up import warm_up
 from llm_grpc.manifest import load_manifest
 from llm_grpc.runtime.slot_runner import SlotRunner
 from llm_grpc.sampling_params import SamplingParams
-from tests.unit.scheduling import request
+from tests.unit.scheduling import request, slot_scheduler, slot_table
 
 TOLERANCE = 1e-5
 """Of the largest logit. fp32 sums in another order, in each of five layers."""
@@ -144,7 +143,7 @@ class Server:
         self.runner = make_runner(num_slots)
         warm_up(self.runner, num_slots, chunk_tokens)
         budget = StepBudget(chunk_tokens, num_guesses)
-        self.scheduler = Scheduler(num_slots, CONTEXT, chunk_tokens, {0}, budget, room)
+        self.scheduler = slot_scheduler(num_slots, CONTEXT, chunk_tokens, {0}, budget, room)
         self.num_releases = 0
         self.num_steps = 0
         self.said: dict[int, list[int]] = {}
@@ -216,7 +215,7 @@ def test_answers_with_the_cache_are_those_without_it(alone: list[list[int]], num
     assert list(server.said.values()) == alone
     shared = len(encode("Translate to French: the ")) - 1
     assert all(found >= min(shared, 4) for found in list(server.found.values())[1:])
-    assert server.scheduler.num_copies <= 3 * len(PROMPTS), "two for a prompt, and its moves"
+    assert slot_table(server.scheduler).num_copies <= 3 * len(PROMPTS), "two for a prompt, and its moves"
 
 
 @pytest.mark.parametrize("room", [70, 100, 150])

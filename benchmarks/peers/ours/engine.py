@@ -12,6 +12,7 @@ from benchmarks.peers.harness import MAX_RUNNING, Request, main
 from llm_grpc.config import EngineConfig
 from llm_grpc.engine.request import Request as EngineRequest
 from llm_grpc.engine.scheduler import Scheduler
+from llm_grpc.engine.slots import Slots
 from llm_grpc.engine.warm_up import warm_up
 from llm_grpc.manifest import load_manifest
 from llm_grpc.runtime.slot_runner import SlotRunner
@@ -53,7 +54,7 @@ def load(model_dir: Path, threads: int) -> Iterator[Engine]:
     runner = SlotRunner(model_dir, manifest, MAX_RUNNING, CONTEXT_TOKENS, threads)
     chunk_tokens = EngineConfig().chunk_tokens
     budget = replace(warm_up(runner, MAX_RUNNING, chunk_tokens), num_guesses=0)
-    scheduler = Scheduler(MAX_RUNNING, CONTEXT_TOKENS, chunk_tokens, (), budget)
+    scheduler = Scheduler(Slots(MAX_RUNNING, CONTEXT_TOKENS), CONTEXT_TOKENS, chunk_tokens, (), budget)
     yield Engine(scheduler, runner)
 
 
