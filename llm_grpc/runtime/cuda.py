@@ -52,6 +52,9 @@ _OPTIONS = {
     "use_tf32": "0",
 }
 
+_ERRORS = 3
+"""The level at which ONNX Runtime logs errors, and nothing less."""
+
 Find = Callable[[], Driver]
 
 
@@ -136,6 +139,8 @@ def require_gpu(index: int, find: Find = find_driver) -> Gpu:
         StartupError: something is missing or too old; the message says what to install or to change.
     """
     check_build()
+    # The provider warns of things that nobody can change.
+    ort.set_default_logger_severity(_ERRORS)
     driver = find()
     check_driver(driver)
     gpu = check_gpu(driver, index)

@@ -132,6 +132,12 @@ def test_a_model_that_does_not_load_fails(tmp_path: Path) -> None:
     assert answer(Device("cuda"), EMBEDDED_MODEL).passed is False
 
 
+@pytest.mark.parametrize("error", [float("nan"), float("inf"), 0.5])
+def test_a_wrong_product_fails(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
+    monkeypatch.setattr(self_test, "product_error", lambda device: error)
+    assert multiply(CPU).passed is False
+
+
 def test_the_probe_is_a_product_in_float16() -> None:
     half = TensorProto.FLOAT16
     a, b, y = (
