@@ -58,8 +58,9 @@ class Manifest(_Strict):
     ``source`` is the hub id of what was exported, or its directory's name without the path; empty where the
     name has other characters. ``verification`` is the SHA-256 of ``verification.json``, None where there is
     none. ``block_size`` is the tokens of a block of lowering ``paged``, None of lowering ``slots``.
-    ``recordable`` says that no size inside the graph depends on values: a GPU can record a step and replay it.
-    These four came later than the rest and have defaults; a reader that does not know them refuses the file.
+    ``recordable`` says that no size inside the graph depends on values: a GPU can record a step and replay
+    it. These four came later than the rest and have defaults; a reader that does not know them refuses the
+    file.
     """
 
     format: Literal[2]

@@ -16,7 +16,7 @@ from llm_grpc.export.verify_drive import prefill
 from llm_grpc.manifest import load_manifest
 from llm_grpc.runtime.slot_runner import SlotRunner
 from llm_grpc.sampling_params import SamplingParams
-from llm_grpc.server.app import slot_runner
+from llm_grpc.server.runners import runner_for
 
 GREEDY = SamplingParams(max_tokens=1)
 CONTEXT_TOKENS = 512
@@ -37,7 +37,7 @@ def load(model_dir: Path, device: str, num_slots: int) -> ModelRunner:
     manifest = load_manifest(model_dir)
     num_blocks = num_slots * -(-CONTEXT_TOKENS // manifest.block_size) if manifest.block_size else 0
     engine = EngineConfig(device=device, max_running=num_slots, max_context_tokens=CONTEXT_TOKENS)
-    return slot_runner(ModelConfig(model=model_dir), engine, manifest, CONTEXT_TOKENS, num_blocks)
+    return runner_for(ModelConfig(model=model_dir), engine, manifest, CONTEXT_TOKENS, num_blocks)
 
 
 def generate(
