@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import onnxruntime as ort
 
 from llm_grpc.devices import Device
-from llm_grpc.errors import ManifestError, StartupError
 from llm_grpc.runtime.session import open_session
-
-_CUDA = "CUDAExecutionProvider"
 
 
 def open_on(
@@ -29,22 +25,7 @@ def open_on(
 
     Raises:
         ManifestError: the graph is none that this version of ONNX Runtime can run there.
-        StartupError: this build of ONNX Runtime is for processors alone.
+        StartupError: the provider of a GPU did not load.
     """
-    if device.kind == "cpu":
-        return open_session(graph, threads, packs, weights_bytes)
-    if _CUDA not in ort.get_available_providers():
-        raise StartupError(
-            f"the device is {device}, and this ONNX Runtime is for CPUs: install llm-grpc[cuda]"
-        )
-    # cuDNN's attention is reported to double tokens on H200.
-    os.environ.setdefault("ORT_ENABLE_CUDNN_FLASH_ATTENTION", "0")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    settings = {"device_id": str(device.index), "enable_cuda_graph": str(int(records)), "use_tf32": "0"}
-    try:
-        return ort.InferenceSession(str(graph), options, providers=[(_CUDA, settings)])
-    except Exception as error:  # onnxruntime raises its own classes straight under Exception
-        raise ManifestError(
-            f"cannot load the graph {graph} on {device}: {str(error).splitlines()[0]}"
-        ) from error
+    options = {"enable_cuda_graph": str(int(records))}
+    return open_session(graph, threads, packs, weights_bytes, device, options)

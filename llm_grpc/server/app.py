@@ -25,7 +25,7 @@ from llm_grpc.server.kv_cache import blocks_that_fit, make_memory, slot_tokens
 from llm_grpc.server.listeners import MetricsListener, bind
 from llm_grpc.server.models import Models
 from llm_grpc.server.planes import DATA_PLANE, admin_plane, data_plane
-from llm_grpc.server.runners import MakeRunner, runner_for
+from llm_grpc.server.runners import MakeRunner, cache_bytes, runner_for
 from llm_grpc.server.served_model import ServedModel
 from llm_grpc.text.admission import Admission
 from llm_grpc.text.generator import TextGenerator
@@ -166,7 +166,9 @@ class Server:
         """The runner, what its steps may compute, and the tokens that its cache has memory for."""
         config, manifest = self._engine_config, self._manifest
         block_size, context_tokens = manifest.block_size, self._context_tokens
-        num_blocks = blocks_that_fit(manifest, config, context_tokens) if block_size else 0
+        num_blocks = 0
+        if block_size:
+            num_blocks = blocks_that_fit(manifest, config, context_tokens, cache_bytes(config, manifest))
         if block_size:
             context_tokens = min(context_tokens, num_blocks * block_size)
         runner = self._make_runner(self._model_config, config, manifest, context_tokens, num_blocks)

@@ -8,7 +8,7 @@ from llm_grpc.config import EngineConfig
 from llm_grpc.engine.blocks import Blocks
 from llm_grpc.engine.kv_memory import KvMemory
 from llm_grpc.engine.slots import Slots
-from llm_grpc.kv_budget import AUTO_SHARE, kv_budget, num_blocks
+from llm_grpc.kv_budget import kv_budget, num_blocks
 from llm_grpc.machine import available_memory_bytes, format_bytes
 from llm_grpc.manifest import Manifest
 
@@ -26,17 +26,16 @@ def slot_tokens(manifest: Manifest, asked_bytes: int, pool_tokens: int) -> int:
     return budget.num_tokens
 
 
-def blocks_that_fit(manifest: Manifest, engine: EngineConfig, context_tokens: int) -> int:
-    """Blocks of a cache in the processor's memory, beside weights that are not loaded yet.
+def blocks_that_fit(manifest: Manifest, engine: EngineConfig, context_tokens: int, left_bytes: int) -> int:
+    """Blocks of a cache for which ``left_bytes`` are left, unless the configuration says how many.
 
     Raises:
         StartupError: there is no memory for one.
     """
     size = manifest.block_size or 1
     most = engine.max_running * -(-context_tokens // size)
-    left = int(AUTO_SHARE * max(available_memory_bytes() - manifest.weights_bytes, 0))
     token_bytes = manifest.kv_cache.token_bytes
-    found = num_blocks(engine.kv_cache_memory, left, token_bytes, size, most)
+    found = num_blocks(engine.kv_cache_memory, left_bytes, token_bytes, size, most)
     _log(
         manifest,
         found * size * token_bytes,

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from llm_grpc.config import EngineConfig, ModelConfig
 from llm_grpc.cpus import threads_to_use
 from llm_grpc.engine.model_runner import ModelRunner
+from llm_grpc.kv_budget import AUTO_SHARE
+from llm_grpc.machine import available_memory_bytes
 from llm_grpc.manifest import Manifest
+from llm_grpc.runtime.cuda import require_gpu
 from llm_grpc.runtime.paged_runner import PagedRunner
 from llm_grpc.runtime.placement import place
 from llm_grpc.runtime.slot_runner import SlotRunner
@@ -44,3 +47,18 @@ def runner_for(
             threads=threads.number,
         )
     return SlotRunner(model.model, manifest, engine.max_running, context_tokens, threads.number)
+
+
+def cache_bytes(engine: EngineConfig, manifest: Manifest) -> int:
+    """Memory for keys and values beside weights that are not loaded yet, of the device that they go to.
+
+    What runs need beside both comes out of the rest.
+
+    Raises:
+        StartupError: the model does not run on the device that the configuration names.
+    """
+    device = place(engine.device, manifest)
+    if device.kind == "cuda":
+        free = engine.gpu_memory_fraction * require_gpu(device.index).free_bytes
+        return max(0, int(free) - manifest.weights_bytes)
+    return int(AUTO_SHARE * max(available_memory_bytes() - manifest.weights_bytes, 0))
