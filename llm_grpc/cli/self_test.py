@@ -16,7 +16,7 @@ from llm_grpc.engine.step_plan import BlockGrant, DecodeRow, PrefillChunk, Sampl
 from llm_grpc.manifest import load_manifest
 from llm_grpc.runtime.probe import product_error
 from llm_grpc.sampling_params import SamplingParams
-from llm_grpc.server.app import load_runner
+from llm_grpc.server.runners import runner_for
 
 GREEDY = SamplingParams(max_tokens=1)
 
@@ -60,9 +60,9 @@ def answer(device: Device, model: Path) -> Outcome:
     def run() -> tuple[bool, str]:
         manifest, (prompt, known) = load_manifest(model), known_answer()
         engine = EngineConfig(device=str(device), max_running=1)
-        runner, _ = load_runner(ModelConfig(model=model), engine, manifest, CONTEXT_TOKENS)
         # One block of a paged cache holds all; a slot is its own memory.
         grants = (BlockGrant(0, 0, (0,)),) if manifest.lowering == "paged" else ()
+        runner = runner_for(ModelConfig(model=model), engine, manifest, CONTEXT_TOKENS, len(grants))
         started = time.perf_counter()
         found = generate(runner, prompt, len(known), grants)
         took_s = time.perf_counter() - started

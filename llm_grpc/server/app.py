@@ -1,4 +1,4 @@
-"""The server: every layer put together, started, drained. The one file that sees them all."""
+"""The server: every layer put together, started, drained."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable
 
 from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
-from llm_grpc.cpus import threads_to_use
 from llm_grpc.engine.async_engine import AsyncEngine
 from llm_grpc.engine.blocks import MAX_CHUNK_TOKENS
 from llm_grpc.engine.engine import Load
@@ -19,9 +18,6 @@ from llm_grpc.engine.warm_up import warm_up
 from llm_grpc.errors import StartupError
 from llm_grpc.manifest import Manifest, check_digests, load_manifest, manifest_digest
 from llm_grpc.metrics import Metrics
-from llm_grpc.runtime.paged_runner import PagedRunner
-from llm_grpc.runtime.placement import place
-from llm_grpc.runtime.slot_runner import SlotRunner
 from llm_grpc.server.health import Health
 from llm_grpc.server.identity import AnonymousAuthenticator, Authenticator
 from llm_grpc.server.interceptors import MetricsInterceptor, RequestInterceptor
@@ -29,6 +25,7 @@ from llm_grpc.server.kv_cache import blocks_that_fit, make_memory, slot_tokens
 from llm_grpc.server.listeners import MetricsListener, bind
 from llm_grpc.server.models import Models
 from llm_grpc.server.planes import DATA_PLANE, admin_plane, data_plane
+from llm_grpc.server.runners import MakeRunner, cache_bytes, runner_for
 from llm_grpc.server.served_model import ServedModel
 from llm_grpc.text.admission import Admission
 from llm_grpc.text.generator import TextGenerator
@@ -36,29 +33,6 @@ from llm_grpc.text.tokenizer import TextTokenizer
 from llm_grpc.v1 import admin_pb2
 
 log = logging.getLogger(__name__)
-
-MakeRunner = Callable[[ModelConfig, EngineConfig, Manifest, int], tuple[ModelRunner, int]]
-"""From configuration, manifest and context length to a runner and the blocks that it has; 0 of lowering
-``slots``. It may block: it runs in a worker thread."""
-
-
-def load_runner(
-    model: ModelConfig, engine: EngineConfig, manifest: Manifest, context_tokens: int
-) -> tuple[ModelRunner, int]:
-    """The runner that the manifest's lowering needs, on the device that there is for it, and its blocks."""
-    device, threads = place(engine.device, manifest), threads_to_use(engine.threads)
-    log.info("computing on %s", device)
-    if device.kind == "cpu":
-        log.info("computing with %d threads: %s", *threads)
-    if manifest.block_size is None:
-        return SlotRunner(model.model, manifest, engine.max_running, context_tokens, threads.number), 0
-    num_blocks = blocks_that_fit(manifest, engine, context_tokens, device)
-    context_tokens = min(context_tokens, num_blocks * manifest.block_size)
-    step_tokens = engine.chunk_tokens + engine.max_running
-    runner = PagedRunner(
-        model.model, manifest, num_blocks, engine.max_running, context_tokens, step_tokens, device
-    )
-    return runner, num_blocks
 
 
 class Server:
@@ -75,7 +49,7 @@ class Server:
         server: ServerConfig,
         *,
         authenticator: Authenticator | None = None,
-        make_runner: MakeRunner = load_runner,
+        make_runner: MakeRunner = runner_for,
     ) -> None:
         self._model_config, self._engine_config, self._config = model, engine, server
         self._manifest = load_manifest(model.model)
@@ -192,9 +166,12 @@ class Server:
         """The runner, what its steps may compute, and the tokens that its cache has memory for."""
         config, manifest = self._engine_config, self._manifest
         block_size, context_tokens = manifest.block_size, self._context_tokens
-        runner, num_blocks = self._make_runner(self._model_config, config, manifest, context_tokens)
+        num_blocks = 0
+        if block_size:
+            num_blocks = blocks_that_fit(manifest, config, context_tokens, cache_bytes(config, manifest))
         if block_size:
             context_tokens = min(context_tokens, num_blocks * block_size)
+        runner = self._make_runner(self._model_config, config, manifest, context_tokens, num_blocks)
         budget = warm_up(
             runner,
             config.max_running,

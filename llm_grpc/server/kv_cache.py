@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import logging
 
-import numpy as np
-
 from llm_grpc.config import EngineConfig
-from llm_grpc.devices import CPU, Device
 from llm_grpc.engine.blocks import Blocks
 from llm_grpc.engine.kv_memory import KvMemory
 from llm_grpc.engine.slots import Slots
-from llm_grpc.kv_budget import AUTO_SHARE, kv_budget, num_blocks
+from llm_grpc.kv_budget import kv_budget, num_blocks
 from llm_grpc.machine import available_memory_bytes, format_bytes
 from llm_grpc.manifest import Manifest
-from llm_grpc.runtime.gpus import find_driver
 
 log = logging.getLogger(__name__)
 
@@ -30,37 +26,22 @@ def slot_tokens(manifest: Manifest, asked_bytes: int, pool_tokens: int) -> int:
     return budget.num_tokens
 
 
-def blocks_that_fit(
-    manifest: Manifest, engine: EngineConfig, context_tokens: int, device: Device = CPU
-) -> int:
-    """Blocks of a cache on ``device``, beside weights that are not loaded yet.
-
-    Of a GPU, ``gpu_memory_fraction`` of what is free is for both, and for a step's logits.
+def blocks_that_fit(manifest: Manifest, engine: EngineConfig, context_tokens: int, left_bytes: int) -> int:
+    """Blocks of a cache for which ``left_bytes`` are left, unless the configuration says how many.
 
     Raises:
         StartupError: there is no memory for one.
     """
     size = manifest.block_size or 1
     most = engine.max_running * -(-context_tokens // size)
-    left = _left(manifest, engine, device)
     token_bytes = manifest.kv_cache.token_bytes
-    found = num_blocks(engine.kv_cache_memory, left, token_bytes, size, most)
+    found = num_blocks(engine.kv_cache_memory, left_bytes, token_bytes, size, most)
     _log(
         manifest,
         found * size * token_bytes,
         f"{found} blocks of {size} tokens of {format_bytes(token_bytes)}",
     )
     return found
-
-
-def _left(manifest: Manifest, engine: EngineConfig, device: Device) -> int:
-    """Bytes for keys and values where nothing is asked for."""
-    if device.kind == "cpu":
-        return int(AUTO_SHARE * max(available_memory_bytes() - manifest.weights_bytes, 0))
-    free = find_driver().gpus[device.index].free_bytes
-    # Each size of step has logits of its own, and the sizes add up to four times the largest at most.
-    logits = 4 * engine.max_running * manifest.vocabulary_size * np.dtype(np.float32).itemsize
-    return max(int(engine.gpu_memory_fraction * free) - manifest.weights_bytes - logits, 0)
 
 
 def make_memory(manifest: Manifest, max_running: int, context_tokens: int, num_tokens: int) -> KvMemory:

@@ -12,13 +12,14 @@ from collections.abc import Callable
 import uvloop
 
 from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
-from llm_grpc.server.app import MakeRunner, Server, load_runner
+from llm_grpc.server.app import Server
+from llm_grpc.server.runners import MakeRunner, runner_for
 
 log = logging.getLogger(__name__)
 
 
 def run(
-    model: ModelConfig, engine: EngineConfig, server: ServerConfig, *, make_runner: MakeRunner = load_runner
+    model: ModelConfig, engine: EngineConfig, server: ServerConfig, *, make_runner: MakeRunner = runner_for
 ) -> int:
     """Serve until SIGTERM or SIGINT and drain; a second signal ends the process at once.
 

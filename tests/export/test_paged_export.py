@@ -25,6 +25,7 @@ from llm_grpc.export.widen import widened
 from llm_grpc.manifest import check_digests, load_manifest
 from llm_grpc.runtime.interface import check_interface
 from llm_grpc.runtime.slot_runner import SlotRunner
+from tests.export.cuda_kernels import load_kernels, without_kernel
 from tests.export.families import FAMILIES, Family
 from tests.export.paged_models import CONTEXT, Paged, exported, in_fp32
 from tests.export.random_model import Eager, save_random_model, store_as
@@ -145,6 +146,12 @@ def test_a_llama_s_layer_is_thirteen_nodes(graph: ir.Graph) -> None:
 def test_nothing_runs_on_the_processor(graph: ir.Graph) -> None:
     kinds = {node.op_type for node in graph}
     assert not kinds & ON_THE_PROCESSOR
+
+
+def test_every_node_has_a_kernel_on_gpus(model_dir: Path) -> None:
+    graphs = sorted(model_dir.glob("*.onnx"))
+    assert len(graphs) == 3
+    assert [line for path in graphs for line in without_kernel(path, load_kernels())] == []
 
 
 def test_a_manifest_of_other_shapes_is_refused(model_dir: Path) -> None:

@@ -16,7 +16,7 @@ from llm_grpc.export.verify_drive import prefill
 from llm_grpc.manifest import load_manifest
 from llm_grpc.runtime.slot_runner import SlotRunner
 from llm_grpc.sampling_params import SamplingParams
-from llm_grpc.server.app import load_runner
+from llm_grpc.server.runners import runner_for
 
 GREEDY = SamplingParams(max_tokens=1)
 CONTEXT_TOKENS = 512
@@ -34,8 +34,10 @@ class Agreement(NamedTuple):
 
 def load(model_dir: Path, device: str, num_slots: int) -> ModelRunner:
     """The runner that a server would have."""
+    manifest = load_manifest(model_dir)
+    num_blocks = num_slots * -(-CONTEXT_TOKENS // manifest.block_size) if manifest.block_size else 0
     engine = EngineConfig(device=device, max_running=num_slots, max_context_tokens=CONTEXT_TOKENS)
-    return load_runner(ModelConfig(model=model_dir), engine, load_manifest(model_dir), CONTEXT_TOKENS)[0]
+    return runner_for(ModelConfig(model=model_dir), engine, manifest, CONTEXT_TOKENS, num_blocks)
 
 
 def generate(

@@ -32,8 +32,7 @@ def test_greedy_tokens_agree(gpu: Gpu, skeletons: Path, filled: list[Path], shap
     reference = SlotRunner(exact, load_manifest(exact), 1, CONTEXT_TOKENS)
     manifest = load_manifest(half)
     prompts = random_prompts(8, manifest.vocabulary_size)
-    block_size = getattr(manifest, "block_size", None)
-    answers = generate(load(half, "cuda", len(prompts)), prompts, 48, block_size)
+    answers = generate(load(half, "cuda", len(prompts)), prompts, 48, manifest.block_size)
     found = agreement(reference, prompts, answers)
     assert found.gap <= MOST_GAP[dtype]
     assert found.equal >= LEAST_EQUAL * found.tokens

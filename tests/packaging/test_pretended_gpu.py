@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu.shapes import SHAPES
+from benchmarks.gpu.skeleton import make_skeleton
 from tests.export.random_model import save_random_model
 from tests.packaging.gpu_environment import gpu_python
 from tests.packaging.pretended_gpu import pretended_gpu
@@ -72,3 +74,21 @@ def test_every_node_of_a_model_in_16_bits_is_placed_on_the_gpu(
     placed = json.loads(done.stdout.splitlines()[-1])
     assert [node for provider, node in placed if provider != "CUDAExecutionProvider"] == []
     assert sum(node == "GroupQueryAttention" for _, node in placed) == 6
+
+
+def test_the_benchmark_of_gpus_runs_through_grpc(
+    python: Path, variables: dict[str, str], tmp_path: Path
+) -> None:
+    """A paged model on a server with ``--device cuda``: blocks, recorded steps, cancels, meters."""
+    make_skeleton(
+        SHAPES["head64-group4"], tmp_path / "skeletons/toy", {"weights": "bf16", "lowering": "paged"}
+    )
+    arguments = [str(tmp_path / "skeletons"), "--toy", "--soak-s", "2", "--out", str(tmp_path)]
+    command = [str(python), "-m", "benchmarks.gpu", *arguments]
+    done = subprocess.run(command, env=variables, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (result,) = json.loads((tmp_path / "pretended.json").read_text())["results"]
+    assert all(figures["errors"] == {} for figures in result["figures"])
+    assert result["soak"]["errors"] == {}
+    assert result["soak"]["cancelled"] > 0
+    assert set(result["soak"]["growth_bytes"]) == {"server", "GPU"}

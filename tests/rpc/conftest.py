@@ -14,10 +14,8 @@ import pytest
 
 from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
 from llm_grpc.engine.model_runner import ModelRunner
-from llm_grpc.manifest import Manifest
 from llm_grpc.server.app import Server
 from llm_grpc.server.identity import Authenticator
-from llm_grpc.server.kv_cache import blocks_that_fit
 from tests.rpc.models import write_model_dir
 from tests.rpc.process import ServerProcess
 from tests.unit.scripted_runner import HANG_S, ScriptedRunner
@@ -48,10 +46,7 @@ def serve(scripted_model: Path) -> Serve:
             EngineConfig(**{"max_running": 4, "max_waiting": 4, **(engine or {})}),
             loopback(**{"metrics_address": "", **(server or {})}),
             authenticator=authenticator,
-            make_runner=lambda model, engine, manifest, context: (
-                runner,
-                _num_blocks(manifest, engine, context),
-            ),
+            make_runner=lambda *_: runner,
         )
         await app.start()
         try:
@@ -64,18 +59,14 @@ def serve(scripted_model: Path) -> Serve:
     return serving
 
 
-def _num_blocks(manifest: Manifest, engine: EngineConfig, context_tokens: int) -> int:
-    return blocks_that_fit(manifest, engine, context_tokens) if manifest.block_size else 0
-
-
 @asynccontextmanager
 async def loading_server(model: Path) -> AsyncIterator[tuple[Server, asyncio.Future[None], threading.Event]]:
     """A server, its start under way, and the event that lets its model load; closed at the end."""
     may_load = threading.Event()
 
-    def make_runner(*_: object) -> tuple[ModelRunner, int]:
+    def make_runner(*_: object) -> ModelRunner:
         assert may_load.wait(HANG_S)
-        return ScriptedRunner(), 0
+        return ScriptedRunner()
 
     server = Server(ModelConfig(model=model), EngineConfig(), loopback(), make_runner=make_runner)
     starting = asyncio.ensure_future(server.start())

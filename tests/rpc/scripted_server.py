@@ -53,11 +53,11 @@ def main(model_dir: str, gate: str, place: Place, *flags: str) -> int:
     def config(kind: type[Any]) -> Any:
         return kind(**{field.name: settings[field.name] for field in fields(kind) if field.name in settings})
 
-    def make_runner(*_: object) -> tuple[ModelRunner, int]:
+    def make_runner(*_: object) -> ModelRunner:
         if place == "loading":
             wait_at(Path(gate))
-            return ScriptedRunner(), 0
-        return GatedRunner(Path(gate)), 0
+            return ScriptedRunner()
+        return GatedRunner(Path(gate))
 
     settings["model"] = model_dir
     return run(config(ModelConfig), config(EngineConfig), config(ServerConfig), make_runner=make_runner)

@@ -10,12 +10,12 @@ import pytest
 from llm_grpc.config import EMBEDDED_MODEL, EngineConfig
 from llm_grpc.devices import CPU, Device
 from llm_grpc.errors import ManifestError, StartupError
-from llm_grpc.gpu_budget import gpu_blocks
 from llm_grpc.manifest import Manifest, load_manifest
 from llm_grpc.runtime import cuda
 from llm_grpc.runtime.gpus import Driver
 from llm_grpc.runtime.placement import place
 from llm_grpc.runtime.session import open_session
+from llm_grpc.server.runners import cache_bytes
 from tests.unit.fake_nvml import H200, L4, driver
 
 SLOTS = load_manifest(EMBEDDED_MODEL)
@@ -95,9 +95,11 @@ def test_a_graph_that_cannot_be_loaded_is_named_with_its_device(tmp_path: Path) 
         open_session(tmp_path / "model.onnx", 1)
 
 
-def test_blocks_beside_the_weights() -> None:
-    assert gpu_blocks(1000, 0.5, 100, 10, 1) == 40
-    with pytest.raises(
-        StartupError, match=r"gpu_memory_fraction is 0.5 of 1000 B .* one request's cache needs"
-    ):
-        gpu_blocks(1000, 0.5, 100, 10, 41)
+def test_the_cache_gets_a_part_of_the_gpu_s_memory(
+    gpu_machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda.require_gpu, "__defaults__", (two_gpus,))
+    monkeypatch.setattr(place, "__defaults__", (two_gpus,))
+    manifest = half("paged")
+    found = cache_bytes(EngineConfig(device="cuda:1", gpu_memory_fraction=0.5), manifest)
+    assert found == L4.free_bytes // 2 - manifest.weights_bytes

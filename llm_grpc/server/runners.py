@@ -1,0 +1,71 @@
+"""Which runner a model is served with. The one file of the server that sees the runtime."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from llm_grpc.config import EngineConfig, ModelConfig
+from llm_grpc.cpus import threads_to_use
+from llm_grpc.engine.model_runner import ModelRunner
+from llm_grpc.kv_budget import AUTO_SHARE
+from llm_grpc.machine import available_memory_bytes
+from llm_grpc.manifest import Manifest
+from llm_grpc.runtime.cuda import require_gpu
+from llm_grpc.runtime.paged_runner import PagedRunner
+from llm_grpc.runtime.placement import place
+from llm_grpc.runtime.slot_runner import SlotRunner
+
+log = logging.getLogger(__name__)
+
+MakeRunner = Callable[[ModelConfig, EngineConfig, Manifest, int, int], ModelRunner]
+"""From configuration, manifest, context length and number of blocks (0 of lowering ``slots``) to a runner.
+It may block: it runs in a worker thread."""
+
+
+def runner_for(
+    model: ModelConfig, engine: EngineConfig, manifest: Manifest, context_tokens: int, num_blocks: int
+) -> ModelRunner:
+    """The runner that the manifest's lowering needs, on the device that the configuration names.
+
+    Raises:
+        StartupError: the model cannot be loaded there; the message says why.
+    """
+    device = place(engine.device, manifest)
+    threads = threads_to_use(engine.threads)
+    log.info("computing on %s", device)
+    log.info("computing with %d threads: %s", *threads)
+    if num_blocks:
+        return PagedRunner(
+            model.model,
+            manifest,
+            num_blocks,
+            engine.max_running,
+            context_tokens,
+            engine.chunk_tokens + engine.max_running,
+            device,
+            threads=threads.number,
+        )
+    return SlotRunner(model.model, manifest, engine.max_running, context_tokens, threads.number)
+
+
+def _logits_bytes(engine: EngineConfig, manifest: Manifest) -> int:
+    """Of all sizes of step: each has logits of its own, and the sizes add up to four times the largest."""
+    return 4 * engine.max_running * manifest.vocabulary_size * np.dtype(np.float32).itemsize
+
+
+def cache_bytes(engine: EngineConfig, manifest: Manifest) -> int:
+    """Memory for keys and values beside weights that are not loaded yet, of the device that they go to.
+
+    What runs need beside both comes out of the rest.
+
+    Raises:
+        StartupError: the model does not run on the device that the configuration names.
+    """
+    device = place(engine.device, manifest)
+    if device.kind == "cuda":
+        free = engine.gpu_memory_fraction * require_gpu(device.index).free_bytes
+        return max(0, int(free) - manifest.weights_bytes - _logits_bytes(engine, manifest))
+    return int(AUTO_SHARE * max(available_memory_bytes() - manifest.weights_bytes, 0))
