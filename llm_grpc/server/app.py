@@ -169,7 +169,6 @@ class Server:
         num_blocks = 0
         if block_size:
             num_blocks = blocks_that_fit(manifest, config, context_tokens, cache_bytes(config, manifest))
-        if block_size:
             context_tokens = min(context_tokens, num_blocks * block_size)
         runner = self._make_runner(self._model_config, config, manifest, context_tokens, num_blocks)
         budget = warm_up(

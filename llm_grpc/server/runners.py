@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-import numpy as np
-
 from llm_grpc.config import EngineConfig, ModelConfig
 from llm_grpc.cpus import threads_to_use
 from llm_grpc.engine.model_runner import ModelRunner
@@ -19,6 +17,8 @@ from llm_grpc.runtime.placement import place
 from llm_grpc.runtime.slot_runner import SlotRunner
 
 log = logging.getLogger(__name__)
+
+_FLOAT32_BYTES = 4
 
 MakeRunner = Callable[[ModelConfig, EngineConfig, Manifest, int, int], ModelRunner]
 """From configuration, manifest, context length and number of blocks (0 of lowering ``slots``) to a runner.
@@ -53,17 +53,19 @@ def runner_for(
 
 def _logits_bytes(engine: EngineConfig, manifest: Manifest) -> int:
     """Of all sizes of step: each has logits of its own, and the sizes add up to four times the largest."""
-    return 4 * engine.max_running * manifest.vocabulary_size * np.dtype(np.float32).itemsize
+    return 4 * engine.max_running * manifest.vocabulary_size * _FLOAT32_BYTES
 
 
 def cache_bytes(engine: EngineConfig, manifest: Manifest) -> int:
     """Memory for keys and values beside weights that are not loaded yet, of the device that they go to.
 
-    What runs need beside both comes out of the rest.
+    0 where the configuration says how much. What runs need beside both comes out of the rest.
 
     Raises:
         StartupError: the model does not run on the device that the configuration names.
     """
+    if engine.kv_cache_memory:
+        return 0
     device = place(engine.device, manifest)
     if device.kind == "cuda":
         free = engine.gpu_memory_fraction * require_gpu(device.index).free_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime as ort
@@ -101,5 +102,7 @@ def test_the_cache_gets_a_part_of_the_gpu_s_memory(
     monkeypatch.setattr(cuda.require_gpu, "__defaults__", (two_gpus,))
     monkeypatch.setattr(place, "__defaults__", (two_gpus,))
     manifest = half("paged")
-    found = cache_bytes(EngineConfig(device="cuda:1", gpu_memory_fraction=0.5), manifest)
-    assert found == L4.free_bytes // 2 - manifest.weights_bytes
+    engine = EngineConfig(device="cuda:1", gpu_memory_fraction=0.5, max_running=8)
+    logits = 8 * manifest.vocabulary_size * 4
+    assert cache_bytes(engine, manifest) == L4.free_bytes // 2 - manifest.weights_bytes - 4 * logits
+    assert cache_bytes(replace(engine, kv_cache_memory=1), manifest) == 0, "there is nothing to find out"
