@@ -108,7 +108,9 @@ def test_the_benchmark_of_gpus_runs_through_grpc(
     command = [str(python), "-m", "benchmarks.gpu", *arguments]
     done = subprocess.run(command, env=variables, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    (result,) = json.loads((tmp_path / "pretended.json").read_text())["results"]
+    found = json.loads((tmp_path / "pretended.json").read_text())
+    assert found["machine"]["copied_bytes_per_s"] > 0
+    (result,) = found["results"]
     assert all(figures["errors"] == {} for figures in result["figures"])
     assert result["soak"]["errors"] == {}
     assert result["soak"]["cancelled"] > 0
