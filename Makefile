@@ -50,8 +50,10 @@ demo: setup ## serve the embedded model and ask it one prompt of each task, unar
 test: $(DEV) $(EXPORT) $(ENCODER) $(BENCH) tools ## run every test that this machine can run, but for the slow ones
 	@LLM_GRPC_TOOLS="$$(.ci/tools/build --where)" $(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS) $(TESTS)
 
-model: $(EXPORT) ## export the embedded model again from its checkpoint
+model: $(EXPORT) ## export the embedded model again from its checkpoint, for CPUs and for GPUs
 	@$(BIN)/llm-grpc export models/embedded/checkpoint llm_grpc/embedded --name embedded
+	@$(BIN)/llm-grpc export models/embedded/checkpoint llm_grpc/embedded_paged --name embedded \
+		--lowering paged --weights fp16
 
 generate: $(DEV) ## write the stubs and the contract image from protos/
 	@PATH="$(CURDIR)/$(BIN):$$PATH" protos/generate.sh

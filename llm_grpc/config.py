@@ -7,6 +7,7 @@ raises ``pydantic.ValidationError`` naming field, value and limit.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,11 +15,14 @@ from cyclopts import Parameter
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from llm_grpc.devices import parse_devices
+from llm_grpc.devices import CPU, parse_devices
 from llm_grpc.machine import parse_bytes
 
 EMBEDDED_MODEL = Path(__file__).parent / "embedded"
-"""The model directory that ships with the package."""
+"""The model directory that ships with the package, for CPUs."""
+
+EMBEDDED_PAGED_MODEL = EMBEDDED_MODEL.with_name("embedded_paged")
+"""The same model for GPUs: in fp16, of lowering ``paged``."""
 
 MAX_TEMPERATURE = 2.0
 MAX_STOP_STRINGS = 16
@@ -48,7 +52,7 @@ class ModelConfig:
     """What is served, and what a request gets where it asks for nothing."""
 
     model: Path = EMBEDDED_MODEL
-    """Model directory, as written by `llm-grpc export`."""
+    """Model directory, as written by `llm-grpc export`; the embedded one is there for CPUs and for GPUs."""
 
     model_name: str = ""
     """Name that requests use; empty means the name in the model's manifest."""
@@ -67,6 +71,13 @@ class ModelConfig:
 
     top_k: Annotated[int, Field(ge=0)] = 0
     """Most likely tokens kept where a request sets none; 0 keeps all."""
+
+    def on(self, device: str) -> ModelConfig:
+        """The same, but for the embedded model where ``device`` names GPUs alone: that has one for them."""
+        devices = parse_devices(device)
+        if self.model != EMBEDDED_MODEL or devices is None or CPU in devices:
+            return self
+        return replace(self, model=EMBEDDED_PAGED_MODEL)
 
 
 @Parameter(name="*")

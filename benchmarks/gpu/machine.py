@@ -14,13 +14,17 @@ from llm_grpc.runtime.cuda import installed_runtime
 
 @dataclass(frozen=True)
 class Machine:
-    """``bytes_per_s`` of the GPU's memory by its clock and width; 0 where there is no GPU."""
+    """``bytes_per_s`` of the GPU's memory by its clock and width; 0 where there is no GPU.
+
+    ``copied_bytes_per_s`` are those of copies within it, read and written; 0 where they were not measured.
+    """
 
     gpu: str
     driver: str
     runtime: str
     bytes_per_s: float
     processors: int
+    copied_bytes_per_s: float = 0.0
 
 
 def find_machine(nvml: Any = None) -> Machine:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.results import ModelResult
+from benchmarks.gpu.targets import TARGETS
 from benchmarks.gpu.works import Figures, Work
 
 UNITS = {
@@ -37,6 +38,8 @@ def page(day: str, machine: Machine, results: Sequence[ModelResult], works: Sequ
 
 def _facts(day: str, machine: Machine) -> str:
     memory = f", memory of {machine.bytes_per_s / 1e9:,.0f} GB/s by its clock" if machine.bytes_per_s else ""
+    if machine.copied_bytes_per_s:
+        memory += f", of {machine.copied_bytes_per_s / 1e9:,.0f} GB/s where it copies"
     return f"{day}, driver {machine.driver}{memory}; {machine.runtime}; {machine.processors} processors."
 
 
@@ -44,14 +47,16 @@ def _table(
     work: Work, rows: Sequence[tuple[str, str, Figures]], results: Sequence[ModelResult]
 ) -> Iterator[str]:
     limits = {r.model: r.decode_limit for r in results if r.decode_limit} if work.name == "single" else {}
-    extra = ["limit by memory", "share"] if limits else []
+    targets = {model for model, _, _ in rows if (work.name, model) in TARGETS}
+    extra = ["limit by memory" if limits else "published elsewhere", "share"] if limits or targets else []
     yield _line(
         ["model", "server", "load", *(UNITS.get(name, name) for name in work.figures), *extra, "failed"]
     )
     yield _line(["---"] * (4 + len(work.figures) + len(extra)))
     for model, server, figures in rows:
         cells = [_number(figures.found.get(name)) for name in work.figures]
-        yield _line([model, server, figures.load, *cells, *_limit(figures, model, limits), _failed(figures)])
+        beside = _limit(figures, model, limits) or (_target(figures, model) if targets else [])
+        yield _line([model, server, figures.load, *cells, *beside, _failed(figures)])
 
 
 def _limit(figures: Figures, model: str, limits: Mapping[str, float]) -> list[str]:
@@ -59,6 +64,15 @@ def _limit(figures: Figures, model: str, limits: Mapping[str, float]) -> list[st
         return []
     limit, found = limits.get(model), figures.found.get("output_tokens_per_s")
     return [_number(limit), f"{found / limit:.0%}" if found and limit else "-"]
+
+
+def _target(figures: Figures, model: str) -> list[str]:
+    """By output tokens, as such figures are published."""
+    target, found = TARGETS.get((figures.work, model)), figures.found.get("output_tokens_per_s")
+    if target is None:
+        return ["-", "-"]
+    told = f"{_number(target.tokens_per_s)} ({target.source})"
+    return [told, f"{found / target.tokens_per_s:.0%}" if found else "-"]
 
 
 def _soak(result: ModelResult) -> str:

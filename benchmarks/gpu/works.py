@@ -51,6 +51,15 @@ WORKS = (
         requests=256,
         figures=("output_tokens_per_s", "total_tokens_per_s"),
     ),
+    Work(
+        "long",
+        "256 requests at once, 1,000 tokens in and 1,000 out",
+        "1000",
+        "1000",
+        concurrency=(256,),
+        requests=256,
+        figures=("output_tokens_per_s", "total_tokens_per_s"),
+    ),
     Work("single", "One request, 128 tokens in, 512 out", "128", "512", concurrency=(1,)),
     Work(
         "prefill",

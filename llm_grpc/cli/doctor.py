@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from llm_grpc import __version__
 from llm_grpc.cli.extras import needs_extra
-from llm_grpc.config import EMBEDDED_MODEL
+from llm_grpc.config import EMBEDDED_MODEL, EMBEDDED_PAGED_MODEL
 from llm_grpc.cpus import threads_to_use
 from llm_grpc.devices import CPU, Device, parse_devices
 from llm_grpc.errors import LLMGrpcError
@@ -141,10 +141,8 @@ def _test_gpu(gpu: Device, model: Path, is_needed: bool) -> list[Outcome]:
     except LLMGrpcError as fault:
         fails = is_needed or cuda.PROVIDER in cuda.providers()
         return [Outcome(str(gpu), "usable", False if fails else None, str(fault))]
-    outcomes = [multiply(gpu)]
-    if load_manifest(model).lowering == "paged":
-        outcomes.append(answer(gpu, model))
-    return outcomes
+    runs_there = load_manifest(model).lowering == "paged"
+    return [multiply(gpu), answer(gpu, model if runs_there else EMBEDDED_PAGED_MODEL)]
 
 
 def _version(package: str) -> str:

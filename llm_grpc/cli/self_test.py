@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from llm_grpc.config import EMBEDDED_MODEL, EngineConfig, ModelConfig
+from llm_grpc.config import EMBEDDED_MODEL, EMBEDDED_PAGED_MODEL, EngineConfig, ModelConfig
 from llm_grpc.devices import Device
 from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.engine.step_plan import BlockGrant, DecodeRow, PrefillChunk, Sample, StepPlan
@@ -66,7 +66,8 @@ def answer(device: Device, model: Path) -> Outcome:
         started = time.perf_counter()
         found = generate(runner, prompt, len(known), grants)
         took_s = time.perf_counter() - started
-        wanted = known if model == EMBEDDED_MODEL else generate(runner, prompt, len(known), grants)
+        is_known = model in {EMBEDDED_MODEL, EMBEDDED_PAGED_MODEL}
+        wanted = known if is_known else generate(runner, prompt, len(known), grants)
         if found == wanted:
             return True, f"{manifest.name}: {len(found)} tokens in {took_s:.2f} s"
         return False, f"{manifest.name} answers {found}, and should answer {wanted}"

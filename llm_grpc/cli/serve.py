@@ -27,4 +27,4 @@ def serve(
     with needs_extra("install llm-grpc[cpu] or llm-grpc[cuda]"):
         from llm_grpc.server.run import run  # noqa: PLC0415 - `serve --help` needs no runtime
 
-        return run(model, engine, server)
+        return run(model.on(engine.device), engine, server)

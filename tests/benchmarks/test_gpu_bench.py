@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 from dataclasses import asdict
@@ -13,18 +14,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.gpu import peers
+from benchmarks.gpu import bandwidth, peers
 from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.bandwidth import copy_bandwidth
+from benchmarks.gpu.kept import Kept, save
 from benchmarks.gpu.machine import Machine, find_machine, gpu_meter
 from benchmarks.gpu.results import ModelResult, SoakResult
-from benchmarks.gpu.shapes import TOY
+from benchmarks.gpu.shapes import MEASURED, TOY
 from benchmarks.gpu.skeleton import make_skeleton
 from benchmarks.gpu.soak import Soaked
 from benchmarks.gpu.table import page
+from benchmarks.gpu.targets import TARGETS
 from benchmarks.gpu.works import TOY_WORKS, WORKS, Figures
 from llm_grpc.bench.entry import ModelLimits
 from llm_grpc.bench.settings import WorkloadSettings
 from llm_grpc.bench.shapes import shape_entries
+from llm_grpc.errors import LLMGrpcError
 
 MACHINE = Machine("NVIDIA H200", "580.95.05", "onnxruntime-gpu 1.31.1", 4.8e12, 16)
 
@@ -100,6 +105,53 @@ def test_the_page_names_the_gpu_and_the_share_of_its_limit() -> None:
     assert "server +1.0 MiB, GPU +0.0 MiB" in text
     assert "vllm did not run llama-3.1-8b: no such module" in text
     json.dumps(asdict(ours))
+
+
+def test_what_others_published_stands_beside_the_figure() -> None:
+    figures = [Figures("long", "concurrency 256", {"output_tokens_per_s": 8_872.0})]
+    results = [ModelResult(name, "llm-grpc", figures) for name in ("llama-3.1-8b", "qwen2.5-0.5b")]
+    text = page("day", MACHINE, results, WORKS)
+    assert "| concurrency 256 | 8,872 | - | 17,744 (TensorRT-LLM, FP8, H200) | 50% | 0 |" in text
+    assert "| qwen2.5-0.5b | llm-grpc | concurrency 256 | 8,872 | - | - | - | 0 |" in text
+    works, models = {work.name for work in WORKS}, {shape.name for shape in MEASURED}
+    assert all(work in works and model in models for work, model in TARGETS)
+
+
+def test_models_that_are_measured_one_at_a_time_are_one_page(tmp_path: Path) -> None:
+    def measured(name: str, tokens_per_s: float) -> ModelResult:
+        found = Figures("single", "concurrency 1", {"output_tokens_per_s": tokens_per_s}, {"INTERNAL": 1})
+        soak = SoakResult(1, 2, 3, {}, {"GPU": 4})
+        return ModelResult(name, "llm-grpc", [found], 200.0, soak)
+
+    for commit, result in (("a", measured("old", 1)), ("b", measured("x", 2)), ("b", measured("y", 3))):
+        save(tmp_path, Kept("day", commit, MACHINE, [result]), WORKS)
+    save(tmp_path, Kept("day", "b", MACHINE, [measured("x", 50)]), WORKS)
+    kept = json.loads((tmp_path / "nvidia-h200.json").read_text())
+    assert kept["results"] == [asdict(measured("x", 50)), asdict(measured("y", 3))]
+    text = (tmp_path / "nvidia-h200.md").read_text()
+    assert "| x | llm-grpc | concurrency 1 | 50.0 | 200 | 25% | 1 |" in text
+    assert "| y | llm-grpc | concurrency 1 | 3.0 | 200 |" in text
+
+
+def test_a_copy_is_read_and_written() -> None:
+    """libcudart that copies within this process, and one that fails."""
+    libc = ctypes.CDLL(None)
+    copies = []
+
+    def copy(target: ctypes.c_void_p, source: ctypes.c_void_p, size: ctypes.c_size_t, *_: object) -> int:
+        libc.memcpy(target, source, size)
+        copies.append(size.value)
+        return 0
+
+    def allocate(pointer: object, size: ctypes.c_size_t) -> int:
+        return int(libc.posix_memalign(pointer, ctypes.c_size_t(4096), size))
+
+    runtime = SimpleNamespace(cudaMalloc=allocate, cudaMemcpyAsync=copy, cudaDeviceSynchronize=lambda: 0)
+    assert 1e6 < copy_bandwidth(runtime, 1 << 20) < 1e13
+    assert copies == [1 << 20] * bandwidth.COPIES * bandwidth.ROUNDS
+    runtime.cudaDeviceSynchronize = lambda: 700
+    with pytest.raises(LLMGrpcError, match="cudaDeviceSynchronize failed with code 700"):
+        copy_bandwidth(runtime, 1 << 20)
 
 
 def test_rows_have_as_many_cells_as_their_heading() -> None:

@@ -1,8 +1,9 @@
-"""The embedded model's checkpoint over blocks says, among others, what it says over slots alone."""
+"""The embedded model for GPUs, as shipped and as exported again, says what its checkpoint says over slots."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from llm_grpc.config import EMBEDDED_MODEL
+from llm_grpc.cli.self_test import known_answer
+from llm_grpc.config import EMBEDDED_MODEL, EMBEDDED_PAGED_MODEL
 from llm_grpc.engine.step_plan import BlockGrant, DecodeRow, PrefillChunk, Sample, StepPlan
 from llm_grpc.export.verify_drive import prefill
+from llm_grpc.manifest import check_digests, load_manifest
 from llm_grpc.runtime.slot_runner import SlotRunner
 from llm_grpc.sampling_params import SamplingParams
 from tests.export.paged_models import Paged, exported, in_fp32
@@ -25,10 +28,17 @@ PROMPTS = [TOKENIZER.encode(item["prompt"]).ids for item in DEMO]
 NUM_TOKENS, CHUNK_TOKENS, CONTEXT = 24, 20, 256
 GREEDY = SamplingParams(max_tokens=NUM_TOKENS)
 
+LEAST_MARGIN = 0.01
+"""Of the largest logit."""
 
-@pytest.fixture(scope="module")
-def paged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paged]:
-    directory = exported(CHECKPOINT, tmp_path_factory.mktemp("blocks") / "model", "paged")
+
+@pytest.fixture(scope="module", params=["shipped", "exported again"])
+def paged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paged]:
+    directory = tmp_path_factory.mktemp("blocks") / "model"
+    if request.param == "shipped":
+        shutil.copytree(EMBEDDED_PAGED_MODEL, directory)
+    else:
+        exported(CHECKPOINT, directory, "paged")
     with in_fp32(directory) as (wide, manifest):
         yield Paged.of(wide, manifest, max_running=len(PROMPTS), context_tokens=CONTEXT)
 
@@ -76,6 +86,25 @@ def together(paged: Paged) -> list[list[int]]:
 
 def test_the_demo_over_blocks_is_the_demo_over_slots(paged: Paged, slots: SlotRunner) -> None:
     assert together(paged) == [alone(slots, prompt) for prompt in PROMPTS]
+
+
+def test_the_doctor_s_answer_is_far_from_any_other(paged: Paged) -> None:
+    """Rounding of a GPU's kernels does not change it."""
+    prompt, answer = known_answer()
+    logits = paged.step(chunks=[PrefillChunk(0, 0, [*prompt, *answer[:-1]])])[len(prompt) - 1 :]
+    best = np.sort(logits, axis=-1)[:, -2:]
+    assert logits.argmax(axis=-1).tolist() == answer
+    assert (best[:, 1] - best[:, 0]).min() > LEAST_MARGIN * np.abs(logits).max()
+
+
+def test_the_shipped_models_differ_in_lowering_and_format_alone() -> None:
+    slots, paged = load_manifest(EMBEDDED_MODEL), load_manifest(EMBEDDED_PAGED_MODEL)
+    check_digests(EMBEDDED_PAGED_MODEL, paged)
+    assert (paged.lowering, paged.weights, paged.kv_cache.dtype) == ("paged", "fp16", "float16")
+    same = {"name", "architecture", "vocabulary_size", "context_tokens", "eos_token_ids", "tokenizer"}
+    assert paged.model_dump(include=same) == slots.model_dump(include=same)
+    for name in (slots.tokenizer, str(slots.chat_template)):
+        assert (EMBEDDED_PAGED_MODEL / name).read_bytes() == (EMBEDDED_MODEL / name).read_bytes()
 
 
 def test_logits_agree_to_the_rounding_of_fp32(paged: Paged, slots: SlotRunner) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu.shapes import AGREEING
+from llm_grpc.cli import demo
+from llm_grpc.config import EMBEDDED_MODEL, EMBEDDED_PAGED_MODEL
 from llm_grpc.manifest import load_manifest
 from llm_grpc.runtime.gpus import Gpu
 from llm_grpc.runtime.slot_runner import SlotRunner
+from llm_grpc.text.tokenizer import TextTokenizer
 from tests.gpu.agreement import CONTEXT_TOKENS, agreement, generate, load, random_prompts
 from tests.gpu.conftest import ready
 
@@ -22,6 +26,8 @@ MOST_GAP = {"fp16": 0.01, "bf16": 0.06}
 """Of a token that is not the best: rounding to 11 and to 8 bits, through four layers."""
 
 LEAST_EQUAL = 0.9
+
+DEMO = Path(demo.__file__).with_name("demo.json")
 
 
 @pytest.mark.parametrize("dtype", MOST_GAP)
@@ -35,6 +41,18 @@ def test_greedy_tokens_agree(gpu: Gpu, skeletons: Path, filled: list[Path], shap
     answers = generate(load(half, "cuda", len(prompts)), prompts, 48, manifest.block_size)
     found = agreement(reference, prompts, answers)
     assert found.gap <= MOST_GAP[dtype]
+    assert found.equal >= LEAST_EQUAL * found.tokens
+
+
+def test_the_embedded_model_agrees(gpu: Gpu) -> None:
+    """The one for GPUs with the one for CPUs, whose weights are not rounded."""
+    slots, paged = load_manifest(EMBEDDED_MODEL), load_manifest(EMBEDDED_PAGED_MODEL)
+    reference = SlotRunner(EMBEDDED_MODEL, slots, 1, CONTEXT_TOKENS)
+    tokenizer = TextTokenizer(EMBEDDED_MODEL / slots.tokenizer, CONTEXT_TOKENS)
+    prompts = [tokenizer.raw.encode(item["prompt"]).ids for item in json.loads(DEMO.read_text())]
+    runner = load(EMBEDDED_PAGED_MODEL, "cuda", len(prompts))
+    found = agreement(reference, prompts, generate(runner, prompts, 48, paged.block_size))
+    assert found.gap <= MOST_GAP["fp16"]
     assert found.equal >= LEAST_EQUAL * found.tokens
 
 

@@ -32,6 +32,11 @@ def test_a_soak_with_cancels(gpu: Gpu, skeletons: Path, filled: list[Path]) -> N
         assert found.growth_bytes(meter) <= MOST_GROWTH_BYTES, found.memory[meter]
 
 
+def test_the_doctor_asks_the_embedded_model(gpu: Gpu, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--device", "cuda"]) == 0, capsys.readouterr().out
+    assert "cuda:0 model    passed  embedded: " in capsys.readouterr().out
+
+
 def test_the_doctor(
     gpu: Gpu, skeletons: Path, filled: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

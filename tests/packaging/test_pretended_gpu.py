@@ -30,6 +30,14 @@ print(json.dumps([[part.ep_name, node.op_type] for part in found for node in par
 """
 
 
+SERVED = """
+from llm_grpc.cli.child_server import child_server, serve_command
+from llm_grpc.client.sync_client import Client
+with child_server(100.0, serve_command(["--device=cuda"])) as server, Client(server.address) as client:
+    print(client.generate("Hello", max_tokens=8, ignore_eos=True).usage.completion_tokens)
+"""
+
+
 @pytest.fixture(scope="module")
 def python(repository: Path) -> Path:
     return gpu_python(repository)
@@ -50,9 +58,22 @@ def test_the_doctor_finds_the_gpu_and_that_it_computes_nothing(
     found = json.loads(done.stdout)
     assert found["no_gpu"] == ""
     assert [(gpu["name"], gpu["capability"]) for gpu in found["driver"]["gpus"]] == [("pretended", [9, 0])]
-    (outcome,) = found["outcomes"]
-    assert (outcome["device"], outcome["test"], outcome["passed"]) == ("cuda:0", "product", False)
-    assert outcome["detail"].startswith("a largest error of ")
+    assert [(o["device"], o["test"], o["passed"]) for o in found["outcomes"]] == [
+        ("cuda:0", "product", False),
+        ("cuda:0", "model", False),
+    ]
+    product, model = (outcome["detail"] for outcome in found["outcomes"])
+    assert product.startswith("a largest error of ")
+    assert model.startswith("embedded answers [")
+
+
+def test_the_embedded_model_is_served(python: Path, variables: dict[str, str]) -> None:
+    """``serve --device cuda`` alone; what it answers is of no meaning."""
+    done = subprocess.run(
+        [str(python), "-c", SERVED], env=variables, check=False, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "8"
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
@@ -87,7 +108,9 @@ def test_the_benchmark_of_gpus_runs_through_grpc(
     command = [str(python), "-m", "benchmarks.gpu", *arguments]
     done = subprocess.run(command, env=variables, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    (result,) = json.loads((tmp_path / "pretended.json").read_text())["results"]
+    found = json.loads((tmp_path / "pretended.json").read_text())
+    assert found["machine"]["copied_bytes_per_s"] > 0
+    (result,) = found["results"]
     assert all(figures["errors"] == {} for figures in result["figures"])
     assert result["soak"]["errors"] == {}
     assert result["soak"]["cancelled"] > 0

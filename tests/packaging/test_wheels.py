@@ -13,7 +13,8 @@ import pytest
 
 import llm_grpc
 
-MAX_WHEEL_BYTES = 10_000_000
+MAX_WHEEL_BYTES = 12_000_000
+"""The embedded model, compressed, is 7.2 MB for CPUs and 3.6 MB for GPUs."""
 WEIGHTY = {"torch", "transformers", "optimum", "onnx"}
 
 
@@ -105,7 +106,7 @@ def test_the_client_owns_the_root_the_stubs_and_the_typing_mark(client_wheel: Pa
 
 def test_the_server_ships_the_embedded_model_in_few_bytes(server_wheel: Path) -> None:
     names = files_of(server_wheel)
-    assert any(name.startswith("llm_grpc/embedded/") and name.endswith(".onnx") for name in names)
+    assert {"llm_grpc/embedded/model.onnx", "llm_grpc/embedded_paged/model.onnx"} <= names
     assert server_wheel.stat().st_size < MAX_WHEEL_BYTES
 
 

@@ -33,10 +33,11 @@ def test_the_doctor(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_serving_takes_what_the_page_says() -> None:
-    (command,) = commands(PAGE, "llm-grpc serve")
-    _, bound, _ = build_app().parse_args(shlex.split(command)[1:], exit_on_error=False, print_error=False)
-    assert bound.arguments["engine"] == EngineConfig(device="cuda")
-    assert str(bound.arguments["model"].model) == "served"
+    for command, model in zip(commands(PAGE, "llm-grpc serve"), (None, "served"), strict=True):
+        _, bound, _ = build_app().parse_args(shlex.split(command)[1:], exit_on_error=False, print_error=False)
+        assert bound.arguments["engine"] == EngineConfig(device="cuda")
+        found = bound.arguments.get("model")
+        assert (found and str(found.model)) == model
 
 
 def test_the_extra_is_there() -> None:

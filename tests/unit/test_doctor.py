@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from llm_grpc.devices import CPU, Device
 from llm_grpc.manifest import load_manifest
 from llm_grpc.runtime import cuda, gpus
 from llm_grpc.runtime.gpus import Driver, Version
+from llm_grpc.runtime.placement import place
 from llm_grpc.runtime.probe import GRAPH
 from llm_grpc.text.tokenizer import TextTokenizer
 from tests.unit.fake_nvml import H200, driver
@@ -32,7 +34,8 @@ def printed(capsys: pytest.CaptureFixture[str]) -> pytest.CaptureFixture[str]:
 def set_driver(monkeypatch: pytest.MonkeyPatch, found: Driver, built_for_gpus: bool = True) -> None:
     """A machine with a driver, whose onnxruntime still is this environment's."""
     monkeypatch.setattr(gpus, "find_driver", lambda: found)
-    monkeypatch.setattr(cuda.require_gpu, "__defaults__", (lambda: found,))
+    for asking in (cuda.require_gpu, place):
+        monkeypatch.setattr(asking, "__defaults__", (lambda: found,))
     if built_for_gpus:
         monkeypatch.setattr(ort, "get_available_providers", lambda: [cuda.PROVIDER, "CPUExecutionProvider"])
         monkeypatch.setattr(cuda, "check_libraries", lambda: None)
@@ -92,7 +95,9 @@ def test_a_provider_that_does_not_load_is_not_healthy(
     set_driver(monkeypatch, driver(H200))
     with pytest.warns(UserWarning, match="CUDAExecutionProvider"):
         assert main(["doctor", "--device", "cuda"]) == 1
-    assert "cuda:0 product  FAILED  ONNX Runtime did not load" in printed.readouterr().out
+    out = printed.readouterr().out
+    assert "cuda:0 product  FAILED  ONNX Runtime did not load" in out
+    assert re.search(r"(?m)^cuda:0 model    FAILED  .*PagedAttention", out), "the one for GPUs was tried"
 
 
 @pytest.mark.parametrize("wording", ["gpu", "cuda:x"])

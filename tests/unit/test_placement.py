@@ -8,7 +8,7 @@ from pathlib import Path
 import onnxruntime as ort
 import pytest
 
-from llm_grpc.config import EMBEDDED_MODEL, EngineConfig
+from llm_grpc.config import EMBEDDED_MODEL, EMBEDDED_PAGED_MODEL, EngineConfig, ModelConfig
 from llm_grpc.devices import CPU, Device
 from llm_grpc.errors import ManifestError, StartupError
 from llm_grpc.manifest import Manifest, load_manifest
@@ -49,6 +49,30 @@ def test_a_model_for_cpus(asked: str) -> None:
 @pytest.mark.parametrize(("asked", "index"), [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
 def test_a_model_for_gpus(gpu_machine: None, asked: str, index: int) -> None:
     assert place(asked, half("paged"), two_gpus) == Device("cuda", index)
+
+
+@pytest.mark.parametrize(
+    ("asked", "model"),
+    [
+        ("auto", EMBEDDED_MODEL),
+        ("cpu", EMBEDDED_MODEL),
+        ("cuda", EMBEDDED_PAGED_MODEL),
+        ("cuda:1", EMBEDDED_PAGED_MODEL),
+        ("cuda:0,cuda:1", EMBEDDED_PAGED_MODEL),
+        ("cpu,cuda:1", EMBEDDED_MODEL),
+    ],
+)
+def test_the_embedded_model_is_the_one_for_the_device(asked: str, model: Path) -> None:
+    found = ModelConfig(max_tokens=7).on(asked)
+    assert found == ModelConfig(model=model, max_tokens=7)
+    other = ModelConfig(model=Path("other"))
+    assert other.on(asked) is other
+
+
+@pytest.mark.parametrize("asked", ["cuda", "cuda:1"])
+def test_the_embedded_model_runs_on_gpus(gpu_machine: None, asked: str) -> None:
+    manifest = load_manifest(ModelConfig().on(asked).model)
+    assert place(asked, manifest, two_gpus).kind == "cuda"
 
 
 def test_auto_says_why_a_model_for_gpus_cannot_run_here() -> None:
