@@ -38,9 +38,9 @@ past.<layer>.…     [blocks, block_size, heads, head_dim]: the cache, float16 o
 =================  ==============  =======================================================================
 
 Outputs are ``greedy`` int64 ``[R]``, the most likely tokens, ``logits`` and ``present`` as above. A second
-graph, ``blocks.onnx``, copies block ``source`` int64 ``[1]`` to block ``target`` int64 ``[1, 1]`` in all of
-``past``. A third one, ``sampler.onnx``, draws tokens from ``logits``.
-=======
+graph, ``blocks.onnx``, or one for each stage, copies block ``source`` int64 ``[1]`` to block ``target`` int64
+``[1, 1]`` in all of ``past``. A third one, ``sampler.onnx``, draws tokens from ``logits``.
+
 A model in stages is several such graphs: each has the inputs and caches that its nodes read, the last one has
 the logits, and ``stage.<writer>.<number>`` is an output of one and an input of later ones.
 """
@@ -81,7 +81,13 @@ PAGED_INPUTS = (
 )
 
 BLOCKS_GRAPH, SOURCE, TARGET = "blocks.onnx", "source", "target"
-"""The file of the graph that copies blocks, and its inputs beside the caches."""
+"""The file of the graph that copies blocks of a whole model, and its inputs beside the caches."""
+
+
+def blocks_graph(stage: int, count: int) -> str:
+    """The file of the graph that copies blocks of ``stage``, from 0 on, of ``count``."""
+    return BLOCKS_GRAPH if count == 1 else f"blocks-{stage + 1}-of-{count}.onnx"
+
 
 SAMPLER_GRAPH = "sampler.onnx"
 TEMPERATURE, TOP_K, TOP_P, UNIFORM = "temperature", "top_k", "top_p", "uniform"

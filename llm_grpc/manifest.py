@@ -56,13 +56,14 @@ class Manifest(_Strict):
     """What a model directory holds. ``graph``, ``tokenizer`` and ``files`` are names inside the directory.
 
     ``stages`` are the graphs of a model whose layers are cut into several, in their order, and ``graph`` is
-    the first of them; empty where ``graph`` is the whole model.
+    the first of them; empty where ``graph`` is the whole model. Each has as many layers as ``stage_layers``
+    say.
 
     ``source`` is the hub id of what was exported, or its directory's name without the path; empty where the
     name has other characters. ``verification`` is the SHA-256 of ``verification.json``, None where there is
     none. ``block_size`` is the tokens of a block of lowering ``paged``, None of lowering ``slots``.
     ``recordable`` says that no size inside the graph depends on values: a GPU can record a step and replay
-    it. These and ``stages`` came later than the rest and have defaults; a reader that does not know them
+    it. These and the stages came later than the rest and have defaults; a reader that does not know them
     refuses the file.
     """
 
@@ -85,6 +86,7 @@ class Manifest(_Strict):
     block_size: Annotated[int, Field(ge=16, le=4096)] | None = None
     recordable: bool = False
     stages: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    stage_layers: Annotated[tuple[_Count, ...], Field(strict=False)] = ()
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -94,13 +96,25 @@ class Manifest(_Strict):
     @property
     def weights_bytes(self) -> int:
         """The graphs and what lies beside them, as files."""
-        return sum(entry.size_bytes for name, entry in self.files.items() if name.startswith(self.graphs))
+        return sum(map(self.stage_bytes, range(len(self.graphs))))
+
+    def stage_bytes(self, stage: int) -> int:
+        """The graph of ``stage``, from 0 on, and what lies beside it, as files."""
+        graph = self.graphs[stage]
+        return sum(entry.size_bytes for name, entry in self.files.items() if name.startswith(graph))
+
+    def layers_of(self, stage: int) -> int:
+        """Layers whose keys and values ``stage`` has; all where the manifest does not say."""
+        return self.stage_layers[stage] if self.stage_layers else self.kv_cache.num_layers
 
     @model_validator(mode="after")
     def _check_stages(self) -> Manifest:
         stages = self.stages
         if stages and (len(set(stages)) < max(2, len(stages)) or stages[0] != self.graph):
             raise ValueError(f"stages must be {self.graph} and others, each once, or nothing")
+        layers = self.stage_layers
+        if layers and (len(layers) != len(stages) or sum(layers) != self.kv_cache.num_layers):
+            raise ValueError(f"stage_layers must divide {self.kv_cache.num_layers} layers in {len(stages)}")
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx_ir as ir
 
 from llm_grpc import graph_names as names
@@ -15,11 +17,14 @@ _TYPES = {
 _OPSET = 18
 
 
-def block_copies(kv_cache: KvCache) -> ir.Model:
-    """Block ``source [1]`` of every cache goes to block ``target [1, 1]``; outputs are where caches are."""
+def block_copies(kv_cache: KvCache, layers: Iterable[int]) -> ir.Model:
+    """Block ``source [1]`` of the caches of ``layers`` goes to block ``target [1, 1]``.
+
+    Outputs are where caches are.
+    """
     source, target = _value(names.SOURCE, ir.DataType.INT64, 1), _value(names.TARGET, ir.DataType.INT64, 1, 1)
     inputs, outputs, nodes = [source, target], [], []
-    for layer in range(kv_cache.num_layers):
+    for layer in layers:
         for kind in names.KINDS:
             past = _cache(names.past_blocks(layer, kind), kv_cache)
             block = ir.node("Gather", [past, source], {"axis": 0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from llm_grpc import graph_names as names
@@ -11,11 +12,17 @@ from llm_grpc.export.sampler_graph import sampler_graph
 from llm_grpc.manifest import KvCache
 
 
-def write_device_graphs(directory: Path, vocabulary_size: int, kv_cache: KvCache) -> None:
-    """Write the graphs that copy blocks of ``kv_cache`` and draw tokens.
+def write_device_graphs(
+    directory: Path, vocabulary_size: int, kv_cache: KvCache, stage_layers: Sequence[int]
+) -> None:
+    """Write the graphs that draw tokens and copy blocks of ``kv_cache``, for stages of so many layers each.
 
     Raises:
         OSError: a file cannot be written.
     """
-    write_graph(block_copies(kv_cache), directory / names.BLOCKS_GRAPH)
+    first = 0
+    for stage, count in enumerate(stage_layers):
+        copies = block_copies(kv_cache, range(first, first + count))
+        write_graph(copies, directory / names.blocks_graph(stage, len(stage_layers)))
+        first += count
     write_graph(sampler_graph(vocabulary_size), directory / names.SAMPLER_GRAPH)

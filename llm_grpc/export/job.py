@@ -48,6 +48,8 @@ class Job:
     kv_cache: Any = None
     eos_token_ids: tuple[int, ...] = ()
     recordable: bool = False
+    stage_layers: tuple[int, ...] = ()
+    """How many layers each stage has."""
 
     @property
     def dtype(self) -> torch.dtype:

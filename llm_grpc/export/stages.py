@@ -9,6 +9,7 @@ from functools import partial
 from importlib.metadata import version
 
 import onnx
+import onnx_ir as ir
 import torch
 from optimum.exporters.onnx.convert import export as optimum_export
 from torch.jit import TracerWarning
@@ -44,6 +45,7 @@ from llm_grpc.export.skeleton import weightless
 from llm_grpc.export.source import first_line
 from llm_grpc.export.swapped import swapped
 from llm_grpc.export.write import write_manifest
+from llm_grpc.graph_names import layer_of
 from llm_grpc.machine import available_memory_bytes
 from llm_grpc.manifest import FORMAT, Manifest, file_entry
 
@@ -171,9 +173,10 @@ def write(job: Job, progress: Progress) -> None:
     skip_norms(job.rewritten)
     for name, graph in zip(job.graphs, cut(job.rewritten, job.recipe.stages), strict=True):
         without_shapes(graph)
+        job.stage_layers += (_num_layers(graph),)
         write_graph(graph, job.directory / name, progress.part)
     if job.is_paged:
-        write_device_graphs(job.directory, job.config.vocab_size, job.kv_cache)
+        write_device_graphs(job.directory, job.config.vocab_size, job.kv_cache, job.stage_layers)
     job.rewritten = job.model = job.calibration = None
 
 
@@ -202,8 +205,15 @@ def describe(job: Job, _: Progress) -> None:
         block_size=block_size_of(job.kv_cache.head_dim) if job.is_paged else None,
         recordable=job.recordable,
         stages=job.graphs if len(job.graphs) > 1 else (),
+        stage_layers=job.stage_layers if len(job.graphs) > 1 else (),
     )
     write_manifest(directory, manifest)
+
+
+def _num_layers(graph: ir.Model) -> int:
+    """Layers whose keys and values are inputs."""
+    found = {layer_of(value.name or "") for value in graph.graph.inputs}
+    return len(found - {None})
 
 
 def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:

@@ -58,7 +58,8 @@ def widened(model_dir: Path, manifest: Manifest) -> Iterator[tuple[Path, Manifes
                 model.metadata_props[graph_names.INTERFACE] = json.dumps(stated)
             write_graph(model, directory / name)
         if manifest.lowering == "paged":
-            write_device_graphs(directory, manifest.vocabulary_size, cache)
+            layers = manifest.stage_layers or (cache.num_layers,)
+            write_device_graphs(directory, manifest.vocabulary_size, cache, layers)
         yield directory, manifest.model_copy(update={"weights": "fp32", "kv_cache": cache})
 
 

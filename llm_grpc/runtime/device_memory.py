@@ -88,19 +88,19 @@ class SessionBinding:
     """The ``Binding`` of one session."""
 
     def __init__(self, session: ort.InferenceSession) -> None:
-        self._session, self._binding = session, session.io_binding()
+        self._session, self.io_binding = session, session.io_binding()
 
     def bind_input(
         self, name: str, device: Device, element_type: int, shape: tuple[int, ...], address: int
     ) -> None:
         """Let input ``name`` be what lies at ``address``."""
-        self._binding.bind_input(name, device.kind, device.index, element_type, shape, address)
+        self.io_binding.bind_input(name, device.kind, device.index, element_type, shape, address)
 
     def bind_output(
         self, name: str, device: Device, element_type: int, shape: tuple[int, ...], address: int
     ) -> None:
         """Let output ``name`` go to ``address``."""
-        self._binding.bind_output(name, device.kind, device.index, element_type, shape, address)
+        self.io_binding.bind_output(name, device.kind, device.index, element_type, shape, address)
 
     def run(self, graph: int | None) -> None:
         """Run the session; releases the GIL."""
@@ -108,4 +108,4 @@ class SessionBinding:
         # The provider records a step the first time it sees its number, and never one of number -1.
         options.add_run_config_entry("gpu_graph_id", "-1" if graph is None else str(graph))
         with flushed_denormals():
-            self._session.run_with_iobinding(self._binding, options)
+            self._session.run_with_iobinding(self.io_binding, options)

@@ -38,10 +38,10 @@ class DeviceSampler:
 
     def draw(self, outputs: RowOutputs, rows: Sequence[int], samples: Sequence[Sample]) -> list[int]:
         """A token for each of ``samples``, whose logits are those of ``rows``, no two of them the same."""
-        count = outputs.logits.shape[0]
-        if count not in self._bound:
-            self._bound[count] = _Bound(SessionBinding(self._session), outputs, self._device, self._traffic)
-        bound = self._bound[count]
+        place = outputs.logits.address
+        if place not in self._bound:
+            self._bound[place] = _Bound(SessionBinding(self._session), outputs, self._device, self._traffic)
+        bound = self._bound[place]
         bound.draw(rows, samples)
         tokens, undecided = bound.tokens.read(), bound.undecided.read()
         chosen = [int(tokens[row]) for row in rows]

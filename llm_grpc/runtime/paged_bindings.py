@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ _ALIGNMENT = 256
 
 
 class BlockPool:
-    """The cache: ``[num_blocks + 1, block_size, heads, head_dim]`` for each layer and kind.
+    """The cache of ``layers``: ``[num_blocks + 1, block_size, heads, head_dim]`` for each of them and kind.
 
     The last block is scratch. Of a GPU all of it is taken at once; on the processor it costs what is used.
 
@@ -27,13 +28,14 @@ class BlockPool:
     """
 
     def __init__(
-        self, shape: KvCache, num_blocks: int, block_size: int, device: Device, traffic: Traffic
-    ) -> None:
+        self, shape: KvCache, layers: Iterable[int], num_blocks: int, block_size: int, device: Device,
+        traffic: Traffic,
+    ) -> None:  # fmt: skip
         self.scratch = num_blocks
         size = (num_blocks + 1, block_size, shape.num_heads, shape.head_dim)
         self.arrays = {
             (layer, kind): DeviceArray(size, shape.dtype, device, traffic)
-            for layer in range(shape.num_layers)
+            for layer in layers
             for kind in names.KINDS
         }
 
@@ -55,19 +57,20 @@ class RowOutputs:
 
 
 class PagedBinding:
-    """The memory that steps up to one size are bound to; its addresses stay as long as it lives.
+    """The memory that one stage's steps up to one size are bound to; its addresses stay as long as it lives.
 
+    ``known`` are the names that the stage has; others are passed over.
     All inputs lie in one array, so that a step copies once to the device. ``attention_bounds`` is read by the
     processor and lies in its memory.
     """
 
     def __init__(
-        self, binding: Binding, inputs: frozenset[str], most: Arrays, pool: BlockPool, device: Device,
+        self, binding: Binding, known: frozenset[str], most: Arrays, pool: BlockPool, device: Device,
         traffic: Traffic,
     ) -> None:  # fmt: skip
-        self._binding, self._inputs = binding, inputs
+        self._binding, self._known = binding, known
         self._bounds = np.zeros(3, np.int32)
-        copied = {name: array for name, array in most.items() if name in inputs - {names.ATTENTION_BOUNDS}}
+        copied = {name: array for name, array in most.items() if name in known - {names.ATTENTION_BOUNDS}}
         self._offsets, total = _layout(copied)
         self._host = np.zeros(total, np.uint8)
         self._device = DeviceArray((total,), "uint8", device, traffic)
@@ -91,16 +94,17 @@ class PagedBinding:
         if self._outputs is not outputs:
             self._outputs = outputs
             for name, found in ((names.GREEDY, outputs.greedy), (names.LOGITS, outputs.logits)):
-                place = (found.shape, found.address)
-                self._binding.bind_output(name, found.device, ELEMENT_TYPES[found.dtype], *place)
-                self.num_binds += 1
+                if name in self._known:
+                    place = (found.shape, found.address)
+                    self._binding.bind_output(name, found.device, ELEMENT_TYPES[found.dtype], *place)
+                    self.num_binds += 1
 
     def run(self, graph: int | None) -> None:
         """Compute the step; ``graph`` numbers one that may be recorded."""
         self._binding.run(graph)
 
     def _bind_input(self, name: str, device: Device, kind: int, shape: tuple[int, ...], address: int) -> None:
-        if name in self._inputs:
+        if name in self._known:
             self._binding.bind_input(name, device, kind, shape, address)
             self.num_binds += 1
 

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_grpc import graph_names as names
 from llm_grpc.devices import CPU, Device
-from llm_grpc.engine.step_plan import BlockCopy, StepPlan
+from llm_grpc.engine.micro_batches import MicroBatch, divide
+from llm_grpc.engine.step_plan import StepPlan
 from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import Manifest
-from llm_grpc.runtime.device_memory import ELEMENT_TYPES, DeviceArray, SessionBinding, Traffic
+from llm_grpc.runtime.device_memory import Traffic
 from llm_grpc.runtime.device_sampler import DeviceSampler
-from llm_grpc.runtime.interface import check_interface
-from llm_grpc.runtime.paged_bindings import BlockPool, PagedBinding, RowOutputs, largest
+from llm_grpc.runtime.paged_bindings import RowOutputs, largest
+from llm_grpc.runtime.paged_stages import PagedStages, StagedStep
 from llm_grpc.runtime.paged_step import BlockTables, PagedStep, bucket_of
-from llm_grpc.runtime.session import RECORDED, is_for_gpu, open_session
+from llm_grpc.runtime.pipeline import Pipeline, run_in_turn
+from llm_grpc.runtime.session import RECORDED, is_for_gpu
+from llm_grpc.runtime.staged_session import open_stages
 
 MAX_CHUNK_TOKENS = 1024
 """Longest chunk that a scheduler may plan for this lowering: longer ones near a full context are reported to
 read memory that is not theirs (onnxruntime 1.31, H200)."""
 
 
-_COLUMN = 32
-"""int64 numbers from one aligned address to the next."""
+@dataclass(frozen=True)
+class _Part:
+    """A micro-batch that is bound: where its samples' logits come, and which of the plan's they are."""
+
+    step: PagedStep
+    outputs: RowOutputs
+    binding: StagedStep
+    graph: int | None
+    samples: tuple[int, ...]
 
 
 class PagedRunner:
@@ -37,11 +48,14 @@ class PagedRunner:
     Other steps share one memory. Tokens are chosen on the device: their ids come back, and the logits of a
     step only where the device cannot tell what the host would draw.
 
+    The stages of a model run on ``devices``, one each or all on one. Where those differ, a step is divided
+    into ``num_micro_batches``, by itself as many as devices, so that each has one to compute.
+
     ``num_blocks`` of the cache are the scheduler's; there is one more, for rows that fill a step up.
 
     Raises:
         ManifestError: the graph is not what the manifest says, or needs a GPU.
-        StartupError: there is no memory for the cache.
+        StartupError: there is no memory for the cache, or the devices are not as many as the stages.
     """
 
     def __init__(  # noqa: PLR0913 - the limits of one server
@@ -52,39 +66,37 @@ class PagedRunner:
         max_running: int,
         context_tokens: int,
         max_step_tokens: int,
-        device: Device = CPU,
+        devices: Sequence[Device] = (CPU,),
         *,
         threads: int = 0,
         packs: bool = True,
+        num_micro_batches: int = 0,
     ) -> None:
         if manifest.block_size is None:
             raise ManifestError(
                 f"{model_dir} has the lowering {manifest.lowering}, and not paged: export it so"
             )
-        if device.kind == "cpu" and is_for_gpu(manifest):
+        if CPU in devices and is_for_gpu(manifest):
             raise ManifestError(
                 f"{model_dir} computes in {manifest.kv_cache.dtype}, which needs an NVIDIA GPU, and the "
                 "device is cpu: export it in fp32"
             )
         self._records = manifest.recordable
         options = RECORDED if self._records else None
-        self._session = open_session(
-            model_dir / manifest.graph, threads, packs, manifest.weights_bytes, device, options
-        )
-        check_interface(self._session, manifest)
-        self._inputs = frozenset(node.name for node in self._session.get_inputs())
-        self._vocabulary, self._device = manifest.vocabulary_size, device
+        session = open_stages(model_dir, manifest, devices, threads, packs, options)
+        self._vocabulary, self._device = manifest.vocabulary_size, session.devices[-1]
         self._context_tokens, self._max_step_tokens = context_tokens, max_step_tokens
         self.traffic = Traffic()
-        self._pool = BlockPool(manifest.kv_cache, num_blocks, manifest.block_size, device, self.traffic)
+        self._stages = PagedStages(model_dir, manifest, session, num_blocks, self.traffic)
         self._places = -(-context_tokens // manifest.block_size)
         self._tables = BlockTables(max_running, self._places, manifest.block_size, num_blocks)
-        self._max_running = max_running
-        self.sampler = DeviceSampler(model_dir, device, self.traffic)
-        self._copies = _BlockCopies(model_dir, device, self._pool, self.traffic)
-        self._outputs: dict[int, RowOutputs] = {}
-        self._bindings: dict[int, PagedBinding] = {}
-        self._graphs: dict[tuple[int, bool], int] = {}
+        self._max_running, self._num_stages = max_running, session.num_stages
+        self._num_batches = num_micro_batches or len(set(session.devices))
+        self._pipeline = Pipeline(self._num_stages) if min(self._num_batches, self._num_stages) > 1 else None
+        self.sampler = DeviceSampler(model_dir, self._device, self.traffic)
+        self._outputs: dict[tuple[int, int], RowOutputs] = {}
+        self._bindings: dict[tuple[int, int], StagedStep] = {}
+        self._graphs: dict[tuple[int, int, bool], int] = {}
 
     @property
     def num_binds(self) -> int:
@@ -102,16 +114,9 @@ class PagedRunner:
         Raises:
             ValueError: the plan is one that no scheduler may make.
         """
-        step, outputs = self._compute(plan)
-        if not plan.samples:
-            return []
-        greedy = outputs.greedy.read()
-        tokens = [int(greedy[row]) for row in step.rows]
-        drawn = [place for place, sample in enumerate(plan.samples) if sample.params.temperature != 0]
-        if drawn:
-            rows = [step.rows[place] for place in drawn]
-            chosen = self.sampler.draw(outputs, rows, [plan.samples[place] for place in drawn])
-            for place, token in zip(drawn, chosen, strict=True):
+        tokens = [0] * len(plan.samples)
+        for part in self._compute(plan):
+            for place, token in zip(part.samples, self._choose(part, plan), strict=True):
                 tokens[place] = token
         return tokens
 
@@ -121,25 +126,60 @@ class PagedRunner:
         Raises:
             ValueError: the plan is one that no scheduler may make.
         """
-        step, outputs = self._compute(plan)
-        found: NDArray[np.float32] = outputs.logits.read()[list(step.rows)]
+        found = np.empty((len(plan.samples), self._vocabulary), np.float32)
+        for part in self._compute(plan):
+            found[list(part.samples)] = part.outputs.logits.read()[list(part.step.rows)]
         return found
 
-    def _compute(self, plan: StepPlan) -> tuple[PagedStep, RowOutputs]:
+    def _choose(self, part: _Part, plan: StepPlan) -> list[int]:
+        """The tokens of a part's samples, once it is computed."""
+        if not part.samples:
+            return []
+        greedy = part.outputs.greedy.read()
+        tokens = [int(greedy[row]) for row in part.step.rows]
+        samples = [plan.samples[place] for place in part.samples]
+        drawn = [place for place, sample in enumerate(samples) if sample.params.temperature != 0]
+        if drawn:
+            rows = [part.step.rows[place] for place in drawn]
+            chosen = self.sampler.draw(part.outputs, rows, [samples[place] for place in drawn])
+            for place, token in zip(drawn, chosen, strict=True):
+                tokens[place] = token
+        return tokens
+
+    def _compute(self, plan: StepPlan) -> list[_Part]:
         self._check(plan)
         for grant in plan.grants:
             self._tables.grant(grant)
         for copy in plan.block_copies:
-            self._copies.copy(copy)
-        if plan.chunks:
-            step = self._tables.mixed_step(plan)
+            self._stages.copy(copy)
+        num_graphs = len(self._graphs)
+        batches = divide(plan, self._num_batches)
+        parts = [self._prepare(number, batch) for number, batch in enumerate(batches)]
+        self._run(parts, records=len(self._graphs) > num_graphs)
+        return parts
+
+    def _prepare(self, number: int, batch: MicroBatch) -> _Part:
+        """Bind what the next run of micro-batch ``number`` computes."""
+        if batch.plan.chunks:
+            step = self._tables.mixed_step(batch.plan)
         else:
-            step = self._tables.decode_step(plan, self._context_tokens)
-        outputs = self._outputs_of(step.num_rows)
-        binding = self._binding_of(step)
+            step = self._tables.decode_step(batch.plan, self._context_tokens)
+        outputs, binding = self._outputs_of(number, step.num_rows), self._binding_of(number, step)
         binding.put(step.arrays, outputs)
-        binding.run(self._graph_of(step))
-        return step, outputs
+        return _Part(step, outputs, binding, self._graph_of(number, step), batch.samples)
+
+    def _run(self, parts: Sequence[_Part], records: bool) -> None:
+        """Compute the parts; while a GPU ``records`` one, nothing else runs on any.
+
+        Each stage has its thread, where there are several: what a thread has recorded may be its own.
+        """
+        groups = [[part] for part in parts] if records else [parts]
+        for group in groups:
+            run = partial(_run_stage, group)
+            if self._pipeline:
+                self._pipeline.run(len(group), run)
+            else:
+                run_in_turn(len(group), self._num_stages, run)
 
     def _check(self, plan: StepPlan) -> None:
         if plan.copies or plan.releases:
@@ -151,48 +191,27 @@ class PagedRunner:
         if len(plan.decode) + len(plan.chunks) > self._max_running:
             raise ValueError(f"this is a bug: more sequences in a step than slots, {self._max_running}")
 
-    def _outputs_of(self, rows: int) -> RowOutputs:
-        if rows not in self._outputs:
-            self._outputs[rows] = RowOutputs(rows, self._vocabulary, self._device, self.traffic)
-        return self._outputs[rows]
+    def _outputs_of(self, number: int, rows: int) -> RowOutputs:
+        key = number, rows
+        if key not in self._outputs:
+            self._outputs[key] = RowOutputs(rows, self._vocabulary, self._device, self.traffic)
+        return self._outputs[key]
 
-    def _binding_of(self, step: PagedStep) -> PagedBinding:
-        """That of the step's size, or of all steps with chunks, under 0."""
-        key = step.num_rows if step.decodes else 0
-        if key not in self._bindings:
-            tokens, sequences = (key, key) if key else (self._max_step_tokens, self._max_running)
+    def _binding_of(self, number: int, step: PagedStep) -> StagedStep:
+        """That of the micro-batch's number and the step's size, or of all steps with chunks, under 0."""
+        size = step.num_rows if step.decodes else 0
+        if (number, size) not in self._bindings:
+            tokens, sequences = (size, size) if size else (self._max_step_tokens, self._max_running)
             most = largest(tokens, sequences, self._places, bucket_of(tokens))
-            binding = SessionBinding(self._session)
-            self._bindings[key] = PagedBinding(
-                binding, self._inputs, most, self._pool, self._device, self.traffic
-            )
-        return self._bindings[key]
+            self._bindings[number, size] = StagedStep(self._stages, most)
+        return self._bindings[number, size]
 
-    def _graph_of(self, step: PagedStep) -> int | None:
+    def _graph_of(self, number: int, step: PagedStep) -> int | None:
         """The number of the recorded step; None where steps differ in shape, or values inside of them do."""
         if not (self._records and step.decodes):
             return None
-        return self._graphs.setdefault((step.num_rows, step.is_long), len(self._graphs) + 1)
+        return self._graphs.setdefault((number, step.num_rows, step.is_long), len(self._graphs) + 1)
 
 
-class _BlockCopies:
-    """Copies blocks on the device, one at a time."""
-
-    def __init__(self, model_dir: Path, device: Device, pool: BlockPool, traffic: Traffic) -> None:
-        session = open_session(model_dir / names.BLOCKS_GRAPH, 1, False, device=device)
-        self._binding = SessionBinding(session)
-        self._host = np.zeros((2, _COLUMN), np.int64)
-        self._places = DeviceArray(self._host.shape, "int64", device, traffic)
-        self._num_blocks = pool.scratch
-        pool.bind(self._binding)
-        for index, (name, shape) in enumerate(((names.SOURCE, (1,)), (names.TARGET, (1, 1)))):
-            address = self._places.address + index * self._host.strides[0]
-            self._binding.bind_input(name, device, ELEMENT_TYPES["int64"], shape, address)
-
-    def copy(self, copy: BlockCopy) -> None:
-        """Do what a plan says; ValueError where there is no such block."""
-        if not all(0 <= block < self._num_blocks for block in (copy.source, copy.target)):
-            raise ValueError(f"this is a bug: {copy} names a block outside {self._num_blocks}")
-        self._host[:, 0] = copy.source, copy.target
-        self._places.write(self._host)
-        self._binding.run(None)
+def _run_stage(parts: Sequence[_Part], part: int, stage: int) -> None:
+    parts[part].binding.run(stage, parts[part].graph)

@@ -1,32 +1,36 @@
-"""Which device a model runs on."""
+"""Which devices a model runs on."""
 
 from __future__ import annotations
 
 from llm_grpc.devices import CPU, Device, parse_devices
-from llm_grpc.errors import ManifestError, StartupError
+from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import Manifest
 from llm_grpc.runtime.cuda import Find, require_gpu
 from llm_grpc.runtime.gpus import find_driver
+from llm_grpc.runtime.staged_session import check_devices
 
 
-def place(asked: str, manifest: Manifest, find: Find = find_driver) -> Device:
-    """The device that ``asked`` (``auto``, ``cpu``, ``cuda``, ``cuda:N``) means for a model.
+def place(asked: str, manifest: Manifest, find: Find = find_driver) -> tuple[Device, ...]:
+    """The devices that ``asked`` (``auto``, ``cpu``, ``cuda``, ``cuda:N``, several) means for a model.
+
+    They are one for all of it, or as many as its stages.
 
     A model of lowering ``paged`` runs on GPUs, one of lowering ``slots`` on CPUs; ``auto`` is the one that
     there are kernels for.
 
     Raises:
         ManifestError: the model does not run on such a device.
-        StartupError: several devices, or the GPU cannot be used; the message says why.
+        StartupError: there are not as many devices as stages, or a GPU cannot be used; it says why.
     """
     devices = parse_devices(asked)
-    if devices and len(devices) > 1:
-        raise StartupError(f"device is {asked}, and a model runs on one device")
-    device = devices[0] if devices else Device("cuda") if manifest.lowering == "paged" else CPU
-    _check_model(device, manifest)
-    if device.kind == "cuda":
-        require_gpu(device.index, find)
-    return device
+    devices = devices or (Device("cuda") if manifest.lowering == "paged" else CPU,)
+    for device in devices:
+        _check_model(device, manifest)
+    check_devices(devices, manifest)
+    for device in devices:
+        if device.kind == "cuda":
+            require_gpu(device.index, find)
+    return devices
 
 
 def _check_model(device: Device, manifest: Manifest) -> None:

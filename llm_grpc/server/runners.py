@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llm_grpc.config import EngineConfig, ModelConfig
 from llm_grpc.cpus import threads_to_use
+from llm_grpc.devices import Device
 from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.kv_budget import AUTO_SHARE
 from llm_grpc.machine import available_memory_bytes
@@ -28,14 +29,14 @@ It may block: it runs in a worker thread."""
 def runner_for(
     model: ModelConfig, engine: EngineConfig, manifest: Manifest, context_tokens: int, num_blocks: int
 ) -> ModelRunner:
-    """The runner that the manifest's lowering needs, on the device that the configuration names.
+    """The runner that the manifest's lowering needs, on the devices that the configuration names.
 
     Raises:
         StartupError: the model cannot be loaded there; the message says why.
     """
-    device = place(engine.device, manifest)
+    devices = place(engine.device, manifest)
     threads = threads_to_use(engine.threads)
-    log.info("computing on %s", device)
+    log.info("computing on %s", ", ".join(map(str, devices)))
     log.info("computing with %d threads: %s", *threads)
     if num_blocks:
         return PagedRunner(
@@ -45,10 +46,12 @@ def runner_for(
             engine.max_running,
             context_tokens,
             engine.chunk_tokens + engine.max_running,
-            device,
+            devices,
             threads=threads.number,
         )
-    return SlotRunner(model.model, manifest, engine.max_running, context_tokens, threads.number)
+    return SlotRunner(
+        model.model, manifest, engine.max_running, context_tokens, threads.number, devices=devices
+    )
 
 
 def _logits_bytes(engine: EngineConfig, manifest: Manifest) -> int:
@@ -57,8 +60,9 @@ def _logits_bytes(engine: EngineConfig, manifest: Manifest) -> int:
 
 
 def cache_bytes(engine: EngineConfig, manifest: Manifest) -> int:
-    """Memory for keys and values beside weights that are not loaded yet, of the device that they go to.
+    """Memory for keys and values beside weights that are not loaded yet, of the devices that they go to.
 
+    Of several GPUs, which each have their layers' part of a block, the one counts that the fewest blocks fit.
     0 where the configuration says how much. What runs need beside both comes out of the rest.
 
     Raises:
@@ -66,8 +70,22 @@ def cache_bytes(engine: EngineConfig, manifest: Manifest) -> int:
     """
     if engine.kv_cache_memory:
         return 0
-    device = place(engine.device, manifest)
-    if device.kind == "cuda":
-        free = engine.gpu_memory_fraction * require_gpu(device.index).free_bytes
-        return max(0, int(free) - manifest.weights_bytes - _logits_bytes(engine, manifest))
-    return int(AUTO_SHARE * max(available_memory_bytes() - manifest.weights_bytes, 0))
+    devices = place(engine.device, manifest)
+    if devices[0].kind == "cpu":
+        return int(AUTO_SHARE * max(available_memory_bytes() - manifest.weights_bytes, 0))
+    stages = range(len(manifest.graphs))
+    if len(devices) == 1:
+        return _gpu_bytes(engine, manifest, devices[0], stages)
+    shares = zip(devices, stages, strict=True)
+    return min(_gpu_bytes(engine, manifest, device, (stage,)) for device, stage in shares)
+
+
+def _gpu_bytes(engine: EngineConfig, manifest: Manifest, device: Device, stages: Sequence[int]) -> int:
+    """The memory of whole blocks of which ``device`` has room for what ``stages`` have of them."""
+    room = int(engine.gpu_memory_fraction * require_gpu(device.index).free_bytes)
+    room -= sum(map(manifest.stage_bytes, stages))
+    if len(manifest.graphs) - 1 in stages:
+        room -= _logits_bytes(engine, manifest)
+    layers = manifest.kv_cache.num_layers
+    own = min(layers, sum(map(manifest.layers_of, stages)))
+    return max(0, room) * layers // own

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_grpc.devices import CPU, Device
 from llm_grpc.engine.step_plan import BlockCopy, BlockGrant, DecodeRow, PrefillChunk, Sample, StepPlan
 from llm_grpc.export.job import Job
 from llm_grpc.export.progress import show_progress
@@ -28,10 +29,12 @@ BLOCK, CONTEXT = 16, 128
 GREEDY = SamplingParams(max_tokens=1)
 
 
-def exported(checkpoint: Path, model_dir: Path, lowering: Lowering, weights: Weights = "fp16") -> Path:
+def exported(
+    checkpoint: Path, model_dir: Path, lowering: Lowering, weights: Weights = "fp16", num_stages: int = 1
+) -> Path:
     """Export without a verification."""
     model_dir.mkdir(parents=True)
-    recipe = Recipe(weights, lowering=lowering)
+    recipe = Recipe(weights, lowering=lowering, stages=num_stages)
     job = Job(find_source(str(checkpoint)), "model", model_dir, recipe)
     stages = stages_of(recipe)
     with show_progress(len(stages)) as progress:
@@ -64,12 +67,22 @@ class Paged:
         seed: int = 0,
         max_step_tokens: int = 300,
         context_tokens: int = CONTEXT,
+        devices: Sequence[Device] = (CPU,),
+        num_micro_batches: int = 0,
     ) -> Paged:
         """Blocks for every slot, in random order."""
         block = manifest.block_size or BLOCK
         num_blocks = max_running * -(-context_tokens // block)
         runner = PagedRunner(
-            directory, manifest, num_blocks, max_running, context_tokens, max_step_tokens, threads=1
+            directory,
+            manifest,
+            num_blocks,
+            max_running,
+            context_tokens,
+            max_step_tokens,
+            devices,
+            threads=1,
+            num_micro_batches=num_micro_batches,
         )
         free = list(range(num_blocks))
         random.Random(seed).shuffle(free)

@@ -156,7 +156,7 @@ def test_a_slot_whose_blocks_went_to_another_begins_again(paged: Paged, slots: S
 def test_rows_that_fill_a_step_up_touch_nobody(paged: Paged, slots: SlotRunner, count: int) -> None:
     texts = [ids(slot, 20) for slot in range(count)]
     paged.step(chunks=[PrefillChunk(slot, 0, text) for slot, text in enumerate(texts)])
-    arrays = [array.read() for array in paged.runner._pool.arrays.values()]
+    arrays = [array.read() for array in paged.runner._stages.pools[0].arrays.values()]
     before = [array.copy() for array in arrays]
     rows = [DecodeRow(slot, 3, 20) for slot in range(count)]
     found = paged.step(rows)

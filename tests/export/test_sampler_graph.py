@@ -105,7 +105,8 @@ def test_what_is_left_to_the_host() -> None:
 
 def test_rows_that_are_left_are_drawn_by_the_host(tmp_path: Path) -> None:
     """Of six rows one is greedy and not asked for, and two are flat: which of their equals is a nucleus?"""
-    write_device_graphs(tmp_path, LARGE, KvCache(num_layers=1, num_heads=1, head_dim=8, dtype="float32"))
+    cache = KvCache(num_layers=1, num_heads=1, head_dim=8, dtype="float32")
+    write_device_graphs(tmp_path, LARGE, cache, (1,))
     traffic = Traffic()
     sampler, outputs = DeviceSampler(tmp_path, CPU, traffic), RowOutputs(6, LARGE, CPU, traffic)
     logits = np.random.default_rng(0).normal(0, 3, (6, LARGE)).astype(np.float32)

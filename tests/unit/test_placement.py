@@ -11,7 +11,7 @@ import pytest
 from llm_grpc.config import EMBEDDED_MODEL, EMBEDDED_PAGED_MODEL, EngineConfig, ModelConfig
 from llm_grpc.devices import CPU, Device
 from llm_grpc.errors import ManifestError, StartupError
-from llm_grpc.manifest import Manifest, load_manifest
+from llm_grpc.manifest import FileEntry, Manifest, load_manifest
 from llm_grpc.runtime import cuda
 from llm_grpc.runtime.gpus import Driver
 from llm_grpc.runtime.placement import place
@@ -43,12 +43,12 @@ def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("asked", ["auto", "cpu"])
 def test_a_model_for_cpus(asked: str) -> None:
-    assert place(asked, SLOTS, nothing) == CPU
+    assert place(asked, SLOTS, nothing) == (CPU,)
 
 
 @pytest.mark.parametrize(("asked", "index"), [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
 def test_a_model_for_gpus(gpu_machine: None, asked: str, index: int) -> None:
-    assert place(asked, half("paged"), two_gpus) == Device("cuda", index)
+    assert place(asked, half("paged"), two_gpus) == (Device("cuda", index),)
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,38 @@ def test_a_model_on_what_has_no_kernels_for_it(asked: str, manifest: Manifest, c
         place(asked, manifest, two_gpus)
 
 
-def test_one_device_a_model() -> None:
-    with pytest.raises(StartupError, match="device is cuda:0,cuda:1, and a model runs on one device"):
-        place("cuda:0,cuda:1", half("paged"), two_gpus)
+def in_two(manifest: Manifest) -> Manifest:
+    """In two stages: of three layers the first stage has one, of 300 MB, and the second two, of 500 MB."""
+    graphs = ("model-1-of-2.onnx", "model-2-of-2.onnx")
+    sizes = zip(graphs, (300_000_000, 500_000_000), strict=True)
+    files = {name: FileEntry(size_bytes=size, sha256="0" * 64) for name, size in sizes}
+    cache = manifest.kv_cache.model_copy(update={"num_layers": 3})
+    return manifest.model_copy(
+        update={
+            "graph": graphs[0], "stages": graphs, "stage_layers": (1, 2), "files": files, "kv_cache": cache,
+        }
+    )  # fmt: skip
+
+
+def test_a_stage_on_each_device(gpu_machine: None) -> None:
+    gpus = (Device("cuda", 1), Device("cuda", 0))
+    assert place("cuda:1,cuda:0", in_two(half("paged")), two_gpus) == gpus
+    assert place("cuda:1", in_two(half("paged")), two_gpus) == gpus[:1]
+    assert place("cpu,cpu", in_two(SLOTS), nothing) == (CPU, CPU)
+
+
+@pytest.mark.parametrize(
+    ("asked", "manifest", "cause"),
+    [
+        ("cuda:0,cuda:1", half("paged"), "device is cuda:0,cuda:1, and embedded is not cut into stages: "),
+        ("cuda:0,cuda:1,cuda:2", in_two(half("paged")), "embedded has 2 stages: .* with --stages 3$"),
+        ("cuda:0,cuda:2", in_two(half("paged")), "device is cuda:2, and there is cuda:0 "),
+        ("cuda:0,cpu", in_two(half("paged")), "device is cpu, and embedded has lowering paged"),
+    ],
+)
+def test_devices_that_cannot_be(gpu_machine: None, asked: str, manifest: Manifest, cause: str) -> None:
+    with pytest.raises(StartupError, match=cause):
+        place(asked, manifest, two_gpus)
 
 
 def test_a_wrong_wording_stops_the_configuration() -> None:
@@ -130,3 +159,20 @@ def test_the_cache_gets_a_part_of_the_gpu_s_memory(
     logits = 8 * manifest.vocabulary_size * 4
     assert cache_bytes(engine, manifest) == L4.free_bytes // 2 - manifest.weights_bytes - 4 * logits
     assert cache_bytes(replace(engine, kv_cache_memory=1), manifest) == 0, "there is nothing to find out"
+
+
+@pytest.mark.parametrize("asked", ["cuda:0,cuda:1", "cuda:1,cuda:0"])
+def test_the_gpu_with_the_least_room_for_its_stage_counts(
+    gpu_machine: None, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setattr(cuda.require_gpu, "__defaults__", (two_gpus,))
+    monkeypatch.setattr(place, "__defaults__", (two_gpus,))
+    engine, manifest = EngineConfig(device=asked, gpu_memory_fraction=0.5), in_two(half("paged"))
+    logits = 4 * engine.max_running * manifest.vocabulary_size * 4
+    if asked == "cuda:0,cuda:1":
+        room = (L4.free_bytes // 2 - 500_000_000 - logits) * 3 // 2
+    else:
+        room = (L4.free_bytes // 2 - 300_000_000) * 3
+    assert cache_bytes(engine, manifest) == room
+    one = replace(engine, device="cuda:1")
+    assert cache_bytes(one, manifest) == L4.free_bytes // 2 - 800_000_000 - logits
