@@ -38,7 +38,7 @@ class DeviceSampler:
 
     def draw(self, outputs: RowOutputs, rows: Sequence[int], samples: Sequence[Sample]) -> list[int]:
         """A token for each of ``samples``, whose logits are those of ``rows``, no two of them the same."""
-        count = outputs.logits.shape[0]
+        count = outputs.rows
         if count not in self._bound:
             self._bound[count] = _Bound(SessionBinding(self._session), outputs, self._device, self._traffic)
         bound = self._bound[count]
@@ -48,7 +48,7 @@ class DeviceSampler:
         left = [place for place, row in enumerate(rows) if undecided[row]]
         if left:
             self.num_undecided += len(left)
-            logits = outputs.logits.read()[[rows[place] for place in left]]
+            logits = outputs.logits.read([rows[place] for place in left])
             for place, token in zip(left, sample_tokens(logits, [samples[i] for i in left]), strict=True):
                 chosen[place] = token
         return chosen
@@ -60,15 +60,15 @@ class _Bound:
     def __init__(
         self, binding: SessionBinding, outputs: RowOutputs, device: Device, traffic: Traffic
     ) -> None:
-        rows = outputs.logits.shape[0]
+        rows, logits = outputs.rows, outputs.logits.array
         width = -(-rows // _COLUMN) * _COLUMN
         self._host = np.empty((len(names.SAMPLER_ROWS), width))
         self._values = DeviceArray(self._host.shape, "float64", device, traffic)
         self.tokens = DeviceArray((rows,), "int64", device, traffic)
         self.undecided = DeviceArray((rows,), "bool", device, traffic)
         self._binding = binding
-        logits = outputs.logits
-        binding.bind_input(names.LOGITS, device, ELEMENT_TYPES[logits.dtype], logits.shape, logits.address)
+        wide = (rows, *logits.shape[1:])
+        binding.bind_input(names.LOGITS, device, ELEMENT_TYPES[logits.dtype], wide, logits.address)
         for index, name in enumerate(names.SAMPLER_ROWS):
             address = self._values.address + index * width * self._host.itemsize
             binding.bind_input(name, device, ELEMENT_TYPES["float64"], (rows,), address)

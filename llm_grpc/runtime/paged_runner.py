@@ -16,6 +16,7 @@ from llm_grpc.manifest import Manifest
 from llm_grpc.runtime.device_memory import ELEMENT_TYPES, DeviceArray, SessionBinding, Traffic
 from llm_grpc.runtime.device_sampler import DeviceSampler
 from llm_grpc.runtime.interface import check_interface
+from llm_grpc.runtime.logits_memory import LogitsMemory, most_rows
 from llm_grpc.runtime.paged_bindings import BlockPool, PagedBinding, RowOutputs, largest
 from llm_grpc.runtime.paged_step import BlockTables, PagedStep, bucket_of
 from llm_grpc.runtime.session import RECORDED, is_for_gpu, open_session
@@ -32,10 +33,10 @@ _COLUMN = 32
 class PagedRunner:
     """Runs plans on a graph with one PagedAttention node a layer, over blocks of keys and values.
 
-    Steps without chunks are filled up to one of a few sizes (``bucket_of``), each with memory of its own at
+    Steps without chunks are filled up to one of a few sizes (``bucket_of``), each with inputs of its own at
     addresses that stay, and on a GPU each is recorded once and replayed if the manifest says that it can be.
-    Other steps share one memory. Tokens are chosen on the device: their ids come back, and the logits of a
-    step only where the device cannot tell what the host would draw.
+    Other steps share one memory for inputs, and all steps one for logits. Tokens are chosen on the device:
+    their ids come back, and logits only of rows where the device cannot tell what the host would draw.
 
     ``num_blocks`` of the cache are the scheduler's; there is one more, for rows that fill a step up.
 
@@ -82,6 +83,7 @@ class PagedRunner:
         self._max_running = max_running
         self.sampler = DeviceSampler(model_dir, device, self.traffic)
         self._copies = _BlockCopies(model_dir, device, self._pool, self.traffic)
+        self._logits = LogitsMemory(most_rows(max_running), self._vocabulary, device, self.traffic)
         self._outputs: dict[int, RowOutputs] = {}
         self._bindings: dict[int, PagedBinding] = {}
         self._graphs: dict[tuple[int, bool], int] = {}
@@ -122,8 +124,7 @@ class PagedRunner:
             ValueError: the plan is one that no scheduler may make.
         """
         step, outputs = self._compute(plan)
-        found: NDArray[np.float32] = outputs.logits.read()[list(step.rows)]
-        return found
+        return outputs.logits.read(step.rows)
 
     def _compute(self, plan: StepPlan) -> tuple[PagedStep, RowOutputs]:
         self._check(plan)
@@ -153,7 +154,10 @@ class PagedRunner:
 
     def _outputs_of(self, rows: int) -> RowOutputs:
         if rows not in self._outputs:
-            self._outputs[rows] = RowOutputs(rows, self._vocabulary, self._device, self.traffic)
+            logits = self._logits
+            if rows > logits.array.shape[0]:  # of verification, which asks for all rows
+                logits = LogitsMemory(rows, self._vocabulary, self._device, self.traffic)
+            self._outputs[rows] = RowOutputs(rows, logits, self._device, self.traffic)
         return self._outputs[rows]
 
     def _binding_of(self, step: PagedStep) -> PagedBinding:

@@ -12,6 +12,7 @@ from llm_grpc.kv_budget import AUTO_SHARE
 from llm_grpc.machine import available_memory_bytes
 from llm_grpc.manifest import Manifest
 from llm_grpc.runtime.cuda import require_gpu
+from llm_grpc.runtime.logits_memory import most_rows
 from llm_grpc.runtime.paged_runner import PagedRunner
 from llm_grpc.runtime.placement import place
 from llm_grpc.runtime.slot_runner import SlotRunner
@@ -52,8 +53,8 @@ def runner_for(
 
 
 def _logits_bytes(engine: EngineConfig, manifest: Manifest) -> int:
-    """Of all sizes of step: each has logits of its own, and the sizes add up to four times the largest."""
-    return 4 * engine.max_running * manifest.vocabulary_size * _FLOAT32_BYTES
+    """Of the largest step, and of the row that the processor looks at."""
+    return (most_rows(engine.max_running) + 1) * manifest.vocabulary_size * _FLOAT32_BYTES
 
 
 def cache_bytes(engine: EngineConfig, manifest: Manifest) -> int:
