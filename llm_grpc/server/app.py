@@ -177,6 +177,7 @@ class Server:
             min(config.chunk_tokens, context_tokens - 1),
             block_size=block_size,
             max_chunk_tokens=MAX_CHUNK_TOKENS if block_size else None,
+            context_tokens=context_tokens,
         )
         mixed_tokens = config.mixed_chunk_tokens or budget.mixed_tokens
         budget = StepBudget(mixed_tokens, budget.num_guesses if config.prompt_lookup else 0)
