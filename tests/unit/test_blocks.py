@@ -397,6 +397,26 @@ def test_a_fork_needs_a_slot_and_a_parent_that_decodes() -> None:
     assert child.slot is None
 
 
+def test_tokens_that_a_request_computed_itself_were_not_cached() -> None:
+    """Preempted in the middle of its prompt, it finds the blocks that it filled, and reports none of them."""
+    scheduler, blocks = block_scheduler(9, SIZE, 2, CONTEXT, SIZE, ())
+    runner = ScriptedPagedRunner(9, SIZE, hashed, blocks.pool.references)
+    older, younger = request(0, [1] * SIZE, max_tokens=30), request(1, [2] * (5 * SIZE), max_tokens=1)
+    scheduler.add(older)
+    step(scheduler, runner)
+    scheduler.add(younger)
+    found: list[int] = []
+    while not younger.output_ids:
+        if younger.num_computed == 4 * SIZE and not scheduler.num_preemptions:
+            scheduler._preempt(younger)
+        _, events = step(scheduler, runner)
+        found.append(younger.num_cached)
+        reported = [event.cached_tokens for event in events if event.request_id == 1]
+    assert max(found) > 0, "it finds its own"
+    assert reported == [0]
+    assert scheduler.num_preemptions > 0
+
+
 def test_blocks_of_wrong_guesses_are_given_back() -> None:
     prompt = [1, 2, 3, 4] * 4
     scheduler, blocks = block_scheduler(20, SIZE, 2, CONTEXT, 16, (), StepBudget(16, 15))
