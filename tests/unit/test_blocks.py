@@ -406,6 +406,7 @@ def test_tokens_that_a_request_computed_itself_were_not_cached() -> None:
     step(scheduler, runner)
     scheduler.add(younger)
     found: list[int] = []
+    reported: list[int] = []
     while not younger.output_ids:
         if younger.num_computed == 4 * SIZE and not scheduler.num_preemptions:
             scheduler._preempt(younger)
