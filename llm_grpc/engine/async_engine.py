@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from llm_grpc.engine.engine import Abort, Engine, Load, Stop
@@ -13,10 +12,14 @@ from llm_grpc.engine.mailbox import Mailbox
 from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.engine.request import Event, FailedEvent, Request, TokenEvent
 from llm_grpc.engine.scheduler import Scheduler
+from llm_grpc.engine.worker import Worker
 from llm_grpc.errors import EngineFailed
 from llm_grpc.sampling_params import SamplingParams
 
 log = logging.getLogger(__name__)
+
+WORKER = "llm-grpc-engine"
+"""The thread's name."""
 
 
 class AsyncEngine:
@@ -24,7 +27,7 @@ class AsyncEngine:
 
     Everything but the thread itself lives on the event loop ``loop``. ``on_health`` is called on the loop
     when ``is_healthy`` or ``is_alive`` may have changed. Two hand-overs to one reader are at least
-    ``interval_s`` apart, but for the last.
+    ``interval_s`` apart, but for the last. The thread is ``worker``'s, which ends with the engine.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class AsyncEngine:
         loop: asyncio.AbstractEventLoop,
         on_health: Callable[[], None] = lambda: None,
         interval_s: float = 0.0,
+        worker: Worker | None = None,
     ) -> None:
         self._engine = Engine(scheduler, runner, self._publish)
         self._loop = loop
@@ -43,7 +47,8 @@ class AsyncEngine:
         self._inboxes: dict[int, Mailbox] = {}
         self._was_healthy = True
         self._ended = False
-        self._thread = threading.Thread(target=self._run, name="llm-grpc-engine", daemon=True)
+        self._started = False
+        self._worker = worker or Worker(WORKER)
 
     @property
     def load(self) -> Load:
@@ -58,16 +63,18 @@ class AsyncEngine:
     @property
     def is_alive(self) -> bool:
         """Whether the step loop is there."""
-        return self._thread.is_alive() and not self._ended
+        return self._started and self._worker.is_alive and not self._ended
 
     def start(self) -> None:
-        """Start the engine thread."""
-        self._thread.start()
+        """Let the engine thread begin."""
+        self._started = True
+        self._worker.submit(self._run)
+        self._worker.end()
 
     async def stop(self) -> None:
         """End the engine thread; requests still running get EngineFailed."""
         self._engine.inbox.put(Stop())
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._worker.join)
 
     async def generate(
         self, prompt_ids: Sequence[int], params: SamplingParams

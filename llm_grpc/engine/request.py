@@ -38,6 +38,7 @@ class Request:
 
     The first ``num_cached`` of these were there before, when it was last admitted. Owned by the engine thread
     from submission on. ``slot`` is set while the request runs, ``lookup`` once it has run alone.
+    ``num_found`` is what others had computed of it, once it was preempted: it may find its own tokens then.
     ``known_ids`` were known when it last began to wait; they are prefilled before it decodes.
     """
 
@@ -47,6 +48,7 @@ class Request:
     slot: int | None = None
     num_computed: int = 0
     num_cached: int = 0
+    num_found: int | None = None
     output_ids: list[int] = field(default_factory=list)
     lookup: PromptLookup | None = None
     known_ids: Sequence[int] = field(init=False)

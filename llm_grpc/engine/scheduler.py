@@ -149,6 +149,8 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         """Take a request's memory; it computes again what it has said, and goes on from there."""
         self._free(request)
+        if request.num_found is None and not request.is_untouched:
+            request.num_found = request.num_cached
         request.start_over()
         self._waiting.appendleft(request)
         self.num_preemptions += 1
@@ -207,5 +209,6 @@ class Scheduler:
         reason = request.finish_reason(self._eos_token_ids, self._context_tokens)
         if reason:
             self._free(request)
+        found = request.num_cached if request.num_found is None else request.num_found
         is_first = len(request.output_ids) == 1
-        return TokenEvent(request.request_id, token, reason, request.num_cached if is_first else 0)
+        return TokenEvent(request.request_id, token, reason, found if is_first else 0)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from llm_grpc.sampling_params import SamplingParams
 
+LONG_CONTEXT = 512
+"""Tokens of a sequence beyond which lowering ``paged`` computes decode steps by another kernel."""
+
 
 @dataclass(frozen=True, slots=True)
 class SlotCopy:

@@ -9,7 +9,15 @@ from itertools import accumulate
 
 from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.engine.step_budget import TILE, StepBudget, doublings, measured_budget
-from llm_grpc.engine.step_plan import BlockGrant, DecodeRow, PrefillChunk, Sample, SlotRelease, StepPlan
+from llm_grpc.engine.step_plan import (
+    LONG_CONTEXT,
+    BlockGrant,
+    DecodeRow,
+    PrefillChunk,
+    Sample,
+    SlotRelease,
+    StepPlan,
+)
 from llm_grpc.sampling_params import SamplingParams
 
 WARM_UP = SamplingParams(max_tokens=1)
@@ -27,13 +35,15 @@ def warm_up(
     *,
     block_size: int | None = None,
     max_chunk_tokens: int | None = None,
+    context_tokens: int = 0,
 ) -> StepBudget:
     """Run the kinds of steps that there will be, and say how much one may compute from how long they take.
 
     Kernels allocate and pack on their first run. A step takes chunks of at most ``max_chunk_tokens``, one for
-    each prompt; only one, however long, where that is None. ``block_size`` is lowering ``paged``'s. What this
-    leaves in slots and blocks is in no scheduler's books, so nobody uses it; slots give back its memory but
-    for a token's.
+    each prompt; only one, however long, where that is None. ``block_size`` is lowering ``paged``'s: each size
+    of its decode steps is run, and again with long sequences where ``context_tokens`` has room for one, for
+    these are recorded, and nobody is to wait for that. What this leaves in slots and blocks is in no
+    scheduler's books, so nobody uses it; slots give back its memory but for a token's.
     """
     slots = range(min(num_slots, _MAX_SLOTS))
     longest = min(chunk_tokens, max_chunk_tokens or chunk_tokens)
@@ -46,13 +56,18 @@ def warm_up(
         sizes = (min(longest, num_tokens - start) for start in starts)
         return [PrefillChunk(slot, 0, (0,) * size) for slot, size in zip(prefilled, sizes, strict=False)]
 
-    grants = _grants(range(num_slots), longest, block_size) if block_size else ()
+    starts = (1, LONG_CONTEXT) if context_tokens > LONG_CONTEXT else (1,)
+    num_granted = max(longest, starts[-1] + 1)
+    grants = _grants(range(num_slots), num_granted, block_size) if block_size else ()
     for slot in slots:
         runner.run(replace(_step((), [PrefillChunk(slot, 0, (0,))]), grants=grants))
         grants = ()
     runner.run(_step((), chunks(most)))
-    for num_rows in (*doublings(1, num_slots - 1), num_slots) if block_size else ():
-        runner.run(_step(range(num_rows), ()))  # each size is recorded once
+    for position in starts if block_size else ():
+        for start in range(0, position, longest):
+            runner.run(_step((), [PrefillChunk(0, start, (0,) * min(longest, position - start))]))
+        for num_rows in (*doublings(1, num_slots - 1), num_slots):
+            runner.run(_step(range(num_rows), (), position))
 
     def seconds(num_rows: int, num_chunk_tokens: int) -> float:
         plan, started = _step(others[:num_rows], chunks(num_chunk_tokens)), clock()
@@ -72,9 +87,9 @@ def _grants(slots: Sequence[int], num_tokens: int, block_size: int) -> tuple[Blo
     return tuple(BlockGrant(slot, 0, blocks) for slot in slots)
 
 
-def _step(slots: Sequence[int], chunks: Sequence[PrefillChunk]) -> StepPlan:
+def _step(slots: Sequence[int], chunks: Sequence[PrefillChunk], position: int = 1) -> StepPlan:
     """Decode a token in each of ``slots`` beside ``chunks``; each chooses one, and all of short ones."""
-    rows = tuple(DecodeRow(slot, 0, 1) for slot in slots)
+    rows = tuple(DecodeRow(slot, 0, position) for slot in slots)
     ends = [*accumulate((len(chunk.tokens) for chunk in chunks), initial=len(rows))]
     chosen = [*range(len(rows)), *(end - 1 for end in ends[1:])]
     if ends[-1] <= TILE:

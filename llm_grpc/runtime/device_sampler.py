@@ -32,23 +32,22 @@ class DeviceSampler:
     def __init__(self, model_dir: Path, device: Device, traffic: Traffic) -> None:
         self._session = open_session(model_dir / names.SAMPLER_GRAPH, 1, False, device=device)
         self._device, self._traffic = device, traffic
-        self._bound: dict[int, _Bound] = {}
+        self._bound: dict[RowOutputs, _Bound] = {}
         self.num_undecided = 0
         """Rows that the host drew; a counter for tests and benchmarks."""
 
     def draw(self, outputs: RowOutputs, rows: Sequence[int], samples: Sequence[Sample]) -> list[int]:
         """A token for each of ``samples``, whose logits are those of ``rows``, no two of them the same."""
-        place = outputs.logits.address
-        if place not in self._bound:
-            self._bound[place] = _Bound(SessionBinding(self._session), outputs, self._device, self._traffic)
-        bound = self._bound[place]
+        if outputs not in self._bound:
+            self._bound[outputs] = _Bound(SessionBinding(self._session), outputs, self._device, self._traffic)
+        bound = self._bound[outputs]
         bound.draw(rows, samples)
         tokens, undecided = bound.tokens.read(), bound.undecided.read()
         chosen = [int(tokens[row]) for row in rows]
         left = [place for place, row in enumerate(rows) if undecided[row]]
         if left:
             self.num_undecided += len(left)
-            logits = outputs.logits.read()[[rows[place] for place in left]]
+            logits = outputs.logits.read([rows[place] for place in left])
             for place, token in zip(left, sample_tokens(logits, [samples[i] for i in left]), strict=True):
                 chosen[place] = token
         return chosen
@@ -60,15 +59,15 @@ class _Bound:
     def __init__(
         self, binding: SessionBinding, outputs: RowOutputs, device: Device, traffic: Traffic
     ) -> None:
-        rows = outputs.logits.shape[0]
+        rows, logits = outputs.rows, outputs.logits.array
         width = -(-rows // _COLUMN) * _COLUMN
         self._host = np.empty((len(names.SAMPLER_ROWS), width))
         self._values = DeviceArray(self._host.shape, "float64", device, traffic)
         self.tokens = DeviceArray((rows,), "int64", device, traffic)
         self.undecided = DeviceArray((rows,), "bool", device, traffic)
         self._binding = binding
-        logits = outputs.logits
-        binding.bind_input(names.LOGITS, device, ELEMENT_TYPES[logits.dtype], logits.shape, logits.address)
+        wide = (rows, *logits.shape[1:])
+        binding.bind_input(names.LOGITS, device, ELEMENT_TYPES[logits.dtype], wide, logits.address)
         for index, name in enumerate(names.SAMPLER_ROWS):
             address = self._values.address + index * width * self._host.itemsize
             binding.bind_input(name, device, ELEMENT_TYPES["float64"], (rows,), address)

@@ -12,6 +12,7 @@ from llm_grpc import graph_names as names
 from llm_grpc.devices import CPU, Device
 from llm_grpc.manifest import KvCache
 from llm_grpc.runtime.device_memory import ELEMENT_TYPES, Binding, DeviceArray, Traffic
+from llm_grpc.runtime.logits_memory import LogitsMemory
 from llm_grpc.runtime.paged_step import Arrays
 
 _ALIGNMENT = 256
@@ -49,11 +50,22 @@ class BlockPool:
 
 
 class RowOutputs:
-    """Of ``rows`` rows the most likely tokens, int64 ``[rows]``, and logits fp32 ``[rows, vocabulary]``."""
+    """Of ``rows`` rows the most likely tokens, int64 ``[rows]``, and where in ``logits`` theirs go: first."""
 
-    def __init__(self, rows: int, vocabulary: int, device: Device, traffic: Traffic) -> None:
+    def __init__(self, rows: int, logits: LogitsMemory, device: Device, traffic: Traffic) -> None:
+        self.rows, self.logits = rows, logits
         self.greedy = DeviceArray((rows,), "int64", device, traffic)
-        self.logits = DeviceArray((rows, vocabulary), "float32", device, traffic)
+
+    def bind(self, binding: Binding) -> int:
+        """Let a run write them; the number of binds that took."""
+        logits = self.logits.array
+        wide = (self.rows, *logits.shape[1:])
+        for name, array, shape in (
+            (names.GREEDY, self.greedy, self.greedy.shape),
+            (names.LOGITS, logits, wide),
+        ):
+            binding.bind_output(name, array.device, ELEMENT_TYPES[array.dtype], shape, array.address)
+        return 2
 
 
 class PagedBinding:
@@ -93,11 +105,8 @@ class PagedBinding:
         self._device.write(self._host)
         if self._outputs is not outputs:
             self._outputs = outputs
-            for name, found in ((names.GREEDY, outputs.greedy), (names.LOGITS, outputs.logits)):
-                if name in self._known:
-                    place = (found.shape, found.address)
-                    self._binding.bind_output(name, found.device, ELEMENT_TYPES[found.dtype], *place)
-                    self.num_binds += 1
+            if names.LOGITS in self._known:  # else another stage has them
+                self.num_binds += outputs.bind(self._binding)
 
     def run(self, graph: int | None) -> None:
         """Compute the step; ``graph`` numbers one that may be recorded."""

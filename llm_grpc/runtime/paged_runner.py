@@ -17,6 +17,7 @@ from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import Manifest
 from llm_grpc.runtime.device_memory import Traffic
 from llm_grpc.runtime.device_sampler import DeviceSampler
+from llm_grpc.runtime.logits_memory import LogitsMemory, most_rows
 from llm_grpc.runtime.paged_bindings import RowOutputs, largest
 from llm_grpc.runtime.paged_stages import PagedStages, StagedStep
 from llm_grpc.runtime.paged_step import BlockTables, PagedStep, bucket_of
@@ -43,10 +44,10 @@ class _Part:
 class PagedRunner:
     """Runs plans on a graph with one PagedAttention node a layer, over blocks of keys and values.
 
-    Steps without chunks are filled up to one of a few sizes (``bucket_of``), each with memory of its own at
+    Steps without chunks are filled up to one of a few sizes (``bucket_of``), each with inputs of its own at
     addresses that stay, and on a GPU each is recorded once and replayed if the manifest says that it can be.
-    Other steps share one memory. Tokens are chosen on the device: their ids come back, and the logits of a
-    step only where the device cannot tell what the host would draw.
+    Other steps share one memory for inputs, and all steps one for logits. Tokens are chosen on the device:
+    their ids come back, and logits only of rows where the device cannot tell what the host would draw.
 
     The stages of a model run on ``devices``, one each or all on one. Where those differ, a step is divided
     into ``num_micro_batches``, by itself as many as devices, so that each has one to compute.
@@ -94,6 +95,7 @@ class PagedRunner:
         self._num_batches = num_micro_batches or len(set(session.devices))
         self._pipeline = Pipeline(self._num_stages) if min(self._num_batches, self._num_stages) > 1 else None
         self.sampler = DeviceSampler(model_dir, self._device, self.traffic)
+        self._logits = [self._memory(most_rows(max_running)) for _ in range(self._num_batches)]
         self._outputs: dict[tuple[int, int], RowOutputs] = {}
         self._bindings: dict[tuple[int, int], StagedStep] = {}
         self._graphs: dict[tuple[int, int, bool], int] = {}
@@ -128,7 +130,7 @@ class PagedRunner:
         """
         found = np.empty((len(plan.samples), self._vocabulary), np.float32)
         for part in self._compute(plan):
-            found[list(part.samples)] = part.outputs.logits.read()[list(part.step.rows)]
+            found[list(part.samples)] = part.outputs.logits.read(part.step.rows)
         return found
 
     def _choose(self, part: _Part, plan: StepPlan) -> list[int]:
@@ -191,10 +193,16 @@ class PagedRunner:
         if len(plan.decode) + len(plan.chunks) > self._max_running:
             raise ValueError(f"this is a bug: more sequences in a step than slots, {self._max_running}")
 
+    def _memory(self, rows: int) -> LogitsMemory:
+        return LogitsMemory(rows, self._vocabulary, self._device, self.traffic)
+
     def _outputs_of(self, number: int, rows: int) -> RowOutputs:
         key = number, rows
         if key not in self._outputs:
-            self._outputs[key] = RowOutputs(rows, self._vocabulary, self._device, self.traffic)
+            logits = self._logits[number]
+            if rows > logits.array.shape[0]:  # of verification, which asks for all rows
+                logits = self._memory(rows)
+            self._outputs[key] = RowOutputs(rows, logits, self._device, self.traffic)
         return self._outputs[key]
 
     def _binding_of(self, number: int, step: PagedStep) -> StagedStep:

@@ -11,11 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_grpc import graph_names as names
-from llm_grpc.engine.step_plan import BlockGrant, DecodeRow, PrefillChunk, StepPlan
-
-_SPLIT_FROM = 512
-"""Cached tokens beyond which attention shares a sequence out among several parts of a GPU. The kernel does so
-where it is told that the longest sequence of every step that is recorded as one has more."""
+from llm_grpc.engine.step_plan import LONG_CONTEXT, BlockGrant, DecodeRow, PrefillChunk, StepPlan
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -25,7 +21,8 @@ class PagedStep:
     """The inputs of a step, by their names.
 
     If it ``decodes``, the shapes are those of every step of as many rows, and it may be recorded once for all
-    of them that are as long: ``is_long`` says that the kernel shares sequences out.
+    of them that are as long: ``is_long`` says that the kernel shares sequences out among the parts of a GPU,
+    which it does where it is told that the longest sequence of all steps recorded as one has more tokens.
     """
 
     arrays: Arrays
@@ -80,7 +77,7 @@ class BlockTables:
         table = np.full((count, self._table.shape[1]), self._scratch, np.int32)
         table[: len(rows)] = self._table[[row.slot for row in rows]]
         longest = int(positions.max()) + 1
-        is_long = longest > _SPLIT_FROM
+        is_long = longest > LONG_CONTEXT
         arrays: Arrays = {
             names.INPUT_IDS: _filled([row.token for row in rows], count)[None],
             names.POSITION_IDS: positions[None],
@@ -89,7 +86,7 @@ class BlockTables:
             names.PAST_LENGTHS: positions.astype(np.int32),
             names.BLOCK_TABLE: table,
             names.SLOT_MAPPING: self._mapping(table, np.arange(count), positions, len(rows)),
-            names.ATTENTION_BOUNDS: _bounds(1, context_tokens, _SPLIT_FROM + 1 if is_long else 0),
+            names.ATTENTION_BOUNDS: _bounds(1, context_tokens, LONG_CONTEXT + 1 if is_long else 0),
         }
         return PagedStep(arrays, True, is_long, tuple(sample.row for sample in plan.samples))
 
@@ -113,7 +110,7 @@ class BlockTables:
             names.SLOT_MAPPING: self._mapping(table, sequences, positions, len(positions)),
             names.ATTENTION_BOUNDS: _bounds(max(lengths), longest, longest),
         }
-        return PagedStep(arrays, False, longest > _SPLIT_FROM, tuple(range(len(wanted))))
+        return PagedStep(arrays, False, longest > LONG_CONTEXT, tuple(range(len(wanted))))
 
     def _mapping(
         self, table: NDArray[np.int32], sequences: NDArray[Any], positions: NDArray[np.int64], real: int

@@ -8,13 +8,14 @@ import logging
 from collections.abc import Callable
 
 from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
-from llm_grpc.engine.async_engine import AsyncEngine
+from llm_grpc.engine.async_engine import WORKER, AsyncEngine
 from llm_grpc.engine.blocks import MAX_CHUNK_TOKENS
 from llm_grpc.engine.engine import Load
 from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.engine.step_budget import StepBudget
 from llm_grpc.engine.warm_up import warm_up
+from llm_grpc.engine.worker import Worker
 from llm_grpc.errors import StartupError
 from llm_grpc.manifest import Manifest, check_digests, load_manifest, manifest_digest
 from llm_grpc.metrics import Metrics
@@ -133,14 +134,19 @@ class Server:
             await asyncio.to_thread(check_digests, self._model_config.model, manifest)
         tokenizer = TextTokenizer(self._model_config.model / manifest.tokenizer, self._context_tokens - 1)
         tokenizer.check_ids(manifest.vocabulary_size)
-        runner, budget, self._kv_tokens = await asyncio.to_thread(self._warm_runner)
+        worker = Worker(WORKER)  # recordings of a GPU are those of the thread that made them
+        try:
+            runner, budget, self._kv_tokens = await asyncio.wrap_future(worker.submit(self._warm_runner))
+        except BaseException:
+            worker.end()
+            raise
         context_tokens = min(self._context_tokens, self._kv_tokens)
         tokenizer.max_prompt_tokens = context_tokens - 1
         memory = make_memory(manifest, config.max_running, context_tokens, self._kv_tokens)
         scheduler = Scheduler(memory, context_tokens, config.chunk_tokens, manifest.eos_token_ids, budget)
         loop = asyncio.get_running_loop()
         interval_s = self._config.stream_interval_ms / 1000
-        self._engine = AsyncEngine(scheduler, runner, loop, self._on_engine_health, interval_s)
+        self._engine = AsyncEngine(scheduler, runner, loop, self._on_engine_health, interval_s, worker)
         self._engine.start()
         self._models.loaded(
             ServedModel(
@@ -177,6 +183,7 @@ class Server:
             min(config.chunk_tokens, context_tokens - 1),
             block_size=block_size,
             max_chunk_tokens=MAX_CHUNK_TOKENS if block_size else None,
+            context_tokens=context_tokens,
         )
         mixed_tokens = config.mixed_chunk_tokens or budget.mixed_tokens
         budget = StepBudget(mixed_tokens, budget.num_guesses if config.prompt_lookup else 0)

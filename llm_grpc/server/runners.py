@@ -13,6 +13,7 @@ from llm_grpc.kv_budget import AUTO_SHARE
 from llm_grpc.machine import available_memory_bytes
 from llm_grpc.manifest import Manifest
 from llm_grpc.runtime.cuda import require_gpu
+from llm_grpc.runtime.logits_memory import most_rows
 from llm_grpc.runtime.paged_runner import PagedRunner
 from llm_grpc.runtime.placement import place
 from llm_grpc.runtime.slot_runner import SlotRunner
@@ -55,8 +56,8 @@ def runner_for(
 
 
 def _logits_bytes(engine: EngineConfig, manifest: Manifest) -> int:
-    """Of all sizes of step: each has logits of its own, and the sizes add up to four times the largest."""
-    return 4 * engine.max_running * manifest.vocabulary_size * _FLOAT32_BYTES
+    """Of the largest step, and of the row that the processor looks at."""
+    return (most_rows(engine.max_running) + 1) * manifest.vocabulary_size * _FLOAT32_BYTES
 
 
 def cache_bytes(engine: EngineConfig, manifest: Manifest) -> int:
@@ -75,17 +76,22 @@ def cache_bytes(engine: EngineConfig, manifest: Manifest) -> int:
         return int(AUTO_SHARE * max(available_memory_bytes() - manifest.weights_bytes, 0))
     stages = range(len(manifest.graphs))
     if len(devices) == 1:
-        return _gpu_bytes(engine, manifest, devices[0], stages)
+        return _gpu_bytes(engine, manifest, devices[0], stages, 1)
     shares = zip(devices, stages, strict=True)
-    return min(_gpu_bytes(engine, manifest, device, (stage,)) for device, stage in shares)
+    return min(_gpu_bytes(engine, manifest, device, (stage,), len(devices)) for device, stage in shares)
 
 
-def _gpu_bytes(engine: EngineConfig, manifest: Manifest, device: Device, stages: Sequence[int]) -> int:
-    """The memory of whole blocks of which ``device`` has room for what ``stages`` have of them."""
+def _gpu_bytes(
+    engine: EngineConfig, manifest: Manifest, device: Device, stages: Sequence[int], num_batches: int
+) -> int:
+    """The memory of whole blocks of which ``device`` has room for what ``stages`` have of them.
+
+    The last stage has the logits, of each micro-batch their own.
+    """
     room = int(engine.gpu_memory_fraction * require_gpu(device.index).free_bytes)
     room -= sum(map(manifest.stage_bytes, stages))
     if len(manifest.graphs) - 1 in stages:
-        room -= _logits_bytes(engine, manifest)
+        room -= num_batches * _logits_bytes(engine, manifest)
     layers = manifest.kv_cache.num_layers
     own = min(layers, sum(map(manifest.layers_of, stages)))
     return max(0, room) * layers // own

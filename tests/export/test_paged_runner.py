@@ -218,6 +218,18 @@ def test_of_greedy_rows_ids_come_back_and_no_logits(paged: Paged) -> None:
     assert paged.runner.sampler.num_undecided == 0
 
 
+def test_steps_of_all_sizes_write_their_logits_to_one_memory(paged: Paged, slots: SlotRunner) -> None:
+    """A small step after a large one finds its own."""
+    paged.step(chunks=[PrefillChunk(slot, 0, ids(slot, 10)) for slot in range(6)])
+    for count in (6, 3, 1, 2):
+        found = paged.step([DecodeRow(slot, 3, 10) for slot in range(count)])
+        for slot in range(count):
+            assert_close(found[slot : slot + 1], prefill(slots, [*ids(slot, 10), 3])[10:])
+    rows = {rows: outputs.logits.array.address for (_, rows), outputs in paged.runner._outputs.items()}
+    assert set(rows) == {64, 6, 3, 1, 2}
+    assert len({address for count, address in rows.items() if count <= 16}) == 1
+
+
 CHUNK = PrefillChunk(0, 0, (1, 2, 3))
 
 

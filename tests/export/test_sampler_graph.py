@@ -20,6 +20,7 @@ from llm_grpc.export.sampler_graph import CANDIDATES, sampler_graph
 from llm_grpc.manifest import KvCache
 from llm_grpc.runtime.device_memory import Traffic
 from llm_grpc.runtime.device_sampler import DeviceSampler
+from llm_grpc.runtime.logits_memory import LogitsMemory
 from llm_grpc.runtime.paged_bindings import RowOutputs
 from llm_grpc.runtime.sampler import sample_tokens, uniform
 from llm_grpc.sampling_params import SamplingParams
@@ -104,20 +105,24 @@ def test_what_is_left_to_the_host() -> None:
 
 
 def test_rows_that_are_left_are_drawn_by_the_host(tmp_path: Path) -> None:
-    """Of six rows one is greedy and not asked for, and two are flat: which of their equals is a nucleus?"""
+    """Of six rows one is greedy and not asked for, and two are flat: which of their equals is a nucleus? The
+    logits of these two are fetched, and no others."""
     cache = KvCache(num_layers=1, num_heads=1, head_dim=8, dtype="float32")
     write_device_graphs(tmp_path, LARGE, cache, (1,))
     traffic = Traffic()
-    sampler, outputs = DeviceSampler(tmp_path, CPU, traffic), RowOutputs(6, LARGE, CPU, traffic)
+    sampler, memory = DeviceSampler(tmp_path, CPU, traffic), LogitsMemory(8, LARGE, CPU, traffic)
+    outputs = RowOutputs(6, memory, CPU, traffic)
     logits = np.random.default_rng(0).normal(0, 3, (6, LARGE)).astype(np.float32)
     logits[[1, 4]] = 0
-    outputs.logits.write(logits)
+    memory.array.write(np.concatenate([logits, np.full((2, LARGE), np.nan, np.float32)]))
     params = SamplingParams(1, temperature=0.9, top_p=0.1, seed=5)
     rows = [4, 5, 1, 0, 2]
     for index in range(3):
         samples = [Sample(row, row, index, params) for row in rows]
+        before = traffic.from_device
         assert sampler.draw(outputs, rows, samples) == sample_tokens(logits[rows], samples)
         assert sampler.num_undecided == 2 * (index + 1)
+        assert traffic.from_device - before == 6 * (8 + 1) + 2 * LARGE * 4
 
 
 def test_its_operators_have_kernels_on_gpus() -> None:

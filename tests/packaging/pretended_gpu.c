@@ -1,8 +1,11 @@
 /* A GPU that computes nothing: what ONNX Runtime asks of CUDA's runtime and pynvml of the driver's library,
-   as far as it has to be answered. Memory of the device is memory of the process. */
+   as far as it has to be answered. Memory of the device is memory of the process. Recordings, replays, copies
+   and page-locked memory are written to the file PRETENDED_GPU_LOG, a line each, where that is set. */
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef unsigned long long u64;
 
@@ -16,19 +19,33 @@ static int handle(void **made) { return allocate(made, 1); }
 
 #ifdef RUNTIME
 
+static void said(const char *line) {
+  const char *path = getenv("PRETENDED_GPU_LOG");
+  int file = path ? open(path, O_WRONLY | O_APPEND | O_CREAT, 0600) : -1;
+  if (file < 0) return;
+  write(file, line, strlen(line));
+  close(file);
+}
+
+int cudaGraphLaunch(void *graph, void *stream) { return said("replay\n"), 0; }
 int cudaMalloc(void **pointer, size_t size) { return allocate(pointer, size); }
-int cudaMallocHost(void **pointer, size_t size) { return allocate(pointer, size); }
-int cudaHostAlloc(void **pointer, size_t size, unsigned flags) { return allocate(pointer, size); }
+int cudaMallocHost(void **pointer, size_t size) { return said("pinned\n"), allocate(pointer, size); }
+int cudaHostAlloc(void **pointer, size_t size, unsigned flags) { return cudaMallocHost(pointer, size); }
 int cudaMallocFromPoolAsync(void **pointer, size_t size, void *pool, void *stream) {
   return allocate(pointer, size);
 }
 int cudaFree(void *pointer) { return free(pointer), 0; }
 int cudaFreeHost(void *pointer) { return free(pointer), 0; }
 int cudaFreeAsync(void *pointer, void *stream) { return free(pointer), 0; }
-int cudaMemcpy(void *to, const void *from, size_t size, int kind) { return memcpy(to, from, size), 0; }
-int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *stream) {
+int cudaMemcpy(void *to, const void *from, size_t size, int kind) {
+  said("copy and wait\n");
   return memcpy(to, from, size), 0;
 }
+int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *stream) {
+  said("copy\n");
+  return memcpy(to, from, size), 0;
+}
+int cudaStreamSynchronize(void *stream) { return said("wait\n"), 0; }
 int cudaMemset(void *to, int value, size_t size) { return memset(to, value, size), 0; }
 int cudaMemsetAsync(void *to, int value, size_t size, void *stream) { return memset(to, value, size), 0; }
 int cudaMemGetInfo(size_t *free_bytes, size_t *total) { return *free_bytes = *total = MEMORY, 0; }
@@ -40,7 +57,7 @@ int cudaStreamCreate(void **stream) { return handle(stream); }
 int cudaStreamCreateWithFlags(void **stream, unsigned flags) { return handle(stream); }
 int cudaEventCreate(void **event) { return handle(event); }
 int cudaEventCreateWithFlags(void **event, unsigned flags) { return handle(event); }
-int cudaStreamEndCapture(void *stream, void **graph) { return handle(graph); }
+int cudaStreamEndCapture(void *stream, void **graph) { return said("record\n"), handle(graph); }
 int cudaGraphInstantiate(void **made, void *graph, u64 flags) { return handle(made); }
 const char *cudaGetErrorName(int error) { return "pretended"; }
 const char *cudaGetErrorString(int error) { return "pretended"; }

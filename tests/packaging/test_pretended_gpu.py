@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu.fill import fill
 from benchmarks.gpu.shapes import SHAPES
 from benchmarks.gpu.skeleton import make_skeleton
 from tests.export.random_model import save_random_model
@@ -100,13 +102,18 @@ def test_every_node_of_a_model_in_16_bits_is_placed_on_the_gpu(
 def test_the_benchmark_of_gpus_runs_through_grpc(
     python: Path, variables: dict[str, str], tmp_path: Path
 ) -> None:
-    """A paged model on a server with ``--device cuda``: blocks, recorded steps, cancels, meters."""
+    """A paged model on a server with ``--device cuda``: blocks, recorded steps, cancels, meters.
+
+    The server records each size of decode step twice before it serves, and nothing after that.
+    """
+    log = tmp_path / "calls"
     make_skeleton(
         SHAPES["head64-group4"], tmp_path / "skeletons/toy", {"weights": "bf16", "lowering": "paged"}
     )
     arguments = [str(tmp_path / "skeletons"), "--toy", "--soak-s", "2", "--out", str(tmp_path)]
     command = [str(python), "-m", "benchmarks.gpu", *arguments]
-    done = subprocess.run(command, env=variables, check=False, capture_output=True, text=True, timeout=300)
+    env = variables | {"PRETENDED_GPU_LOG": str(log)}
+    done = subprocess.run(command, env=env, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "pretended.json").read_text())
     assert found["machine"]["copied_bytes_per_s"] > 0
@@ -115,3 +122,79 @@ def test_the_benchmark_of_gpus_runs_through_grpc(
     assert result["soak"]["errors"] == {}
     assert result["soak"]["cancelled"] > 0
     assert set(result["soak"]["growth_bytes"]) == {"server", "GPU"}
+    calls = Counter(log.read_text().splitlines())
+    assert calls["record"] == 2 * len({1, 2, 3, 4, 6, 8}), "of at most 8 rows"
+    assert calls["replay"] > calls["record"]
+
+
+THREADS = """
+import json, sys
+from pathlib import Path
+from llm_grpc.devices import Device
+from llm_grpc.engine.step_plan import BlockGrant, DecodeRow, PrefillChunk, Sample, StepPlan
+from llm_grpc.engine.warm_up import warm_up
+from llm_grpc.engine.worker import Worker
+from llm_grpc.manifest import load_manifest
+from llm_grpc.runtime.cuda import require_gpu
+from llm_grpc.runtime.paged_runner import PagedRunner
+from llm_grpc.sampling_params import SamplingParams
+
+model, log = map(Path, sys.argv[1:])
+require_gpu(0)
+runner = PagedRunner(model, load_manifest(model), 16, 4, 600, 516, Device("cuda", 0), threads=1)
+worker = Worker("steps")
+
+def found(function):
+    before = len(log.read_text().splitlines()) if log.exists() else 0
+    worker.submit(function).result()
+    lines = log.read_text().splitlines()[before:]
+    return [lines.count("record"), lines.count("replay")]
+
+def step(rows, position, chunks=()):
+    samples = tuple(Sample(row, row, 0, SamplingParams(1)) for row in range(rows))
+    plan = StepPlan(tuple(DecodeRow(row, 0, position) for row in range(rows)), chunks, samples)
+    return lambda: runner.run(plan)
+
+all_found = {"warm": found(lambda: warm_up(runner, 4, 512, block_size=256, context_tokens=600))}
+all_found["decode"] = found(step(3, 5))
+all_found["mixed"] = found(step(2, 5, (PrefillChunk(3, 0, (1, 2)),)))
+all_found["after"] = found(step(3, 6))
+all_found["long"] = found(step(4, 512))
+binds = runner.num_binds
+found(step(3, 7)), found(step(2, 512))
+all_found["binds"] = runner.num_binds - binds
+worker = Worker("another")
+all_found["another thread"] = found(step(3, 5))
+print(json.dumps(all_found))
+"""
+
+
+def test_steps_with_chunks_are_not_recorded_and_others_in_the_warm_up_alone(
+    python: Path, variables: dict[str, str], tmp_path: Path
+) -> None:
+    """A recording serves the thread that made it, before and after steps with chunks."""
+    model = tmp_path / "model"
+    make_skeleton(SHAPES["head64-group4"], model, {"weights": "bf16", "lowering": "paged"})
+    fill(model)
+    log = tmp_path / "calls"
+    done = subprocess.run(
+        [str(python), "-c", THREADS, str(model), str(log)],
+        env=variables | {"PRETENDED_GPU_LOG": str(log)},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    records, replays = found.pop("warm")
+    assert records == 2 * len({1, 2, 3, 4})
+    assert replays >= records
+    assert found == {
+        "decode": [0, 1],
+        "mixed": [0, 0],
+        "after": [0, 1],
+        "long": [0, 1],
+        "binds": 0,
+        "another thread": [1, 1],
+    }

@@ -10,7 +10,7 @@ from llm_grpc.engine.block_digest import digests
 from llm_grpc.engine.blocks import WATERMARK, Blocks
 from llm_grpc.engine.request import FailedEvent, Request, TokenEvent
 from llm_grpc.engine.step_budget import StepBudget
-from llm_grpc.engine.step_plan import BlockGrant, PrefillChunk, StepPlan
+from llm_grpc.engine.step_plan import LONG_CONTEXT, BlockGrant, PrefillChunk, StepPlan
 from llm_grpc.engine.warm_up import warm_up
 from llm_grpc.sampling_params import SamplingParams
 from tests.unit.scheduling import block_scheduler, finish, request, slot_scheduler, step
@@ -81,15 +81,20 @@ class Bench:
 
 
 class WarmRunner(ScriptedPagedRunner):
-    """Remembers how much of prompts a step was given."""
+    """Remembers how much of prompts a step was given, and rows and positions of those without."""
 
     longest_chunk = most_prefilled = most_rows = 0
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        super().__init__(num_blocks, block_size)
+        self.decoded: set[tuple[int, int]] = set()
 
     def _write(self, plan: StepPlan) -> list[list[int]]:
         sizes = [len(chunk.tokens) for chunk in plan.chunks]
         self.longest_chunk = max(self.longest_chunk, *sizes, 0)
         self.most_prefilled = max(self.most_prefilled, sum(sizes))
         self.most_rows = max(self.most_rows, len(plan.decode))
+        self.decoded |= {(len(plan.decode), row.position) for row in plan.decode if not plan.chunks}
         return super()._write(plan)
 
 
@@ -392,6 +397,27 @@ def test_a_fork_needs_a_slot_and_a_parent_that_decodes() -> None:
     assert child.slot is None
 
 
+def test_tokens_that_a_request_computed_itself_were_not_cached() -> None:
+    """Preempted in the middle of its prompt, it finds the blocks that it filled, and reports none of them."""
+    scheduler, blocks = block_scheduler(9, SIZE, 2, CONTEXT, SIZE, ())
+    runner = ScriptedPagedRunner(9, SIZE, hashed, blocks.pool.references)
+    older, younger = request(0, [1] * SIZE, max_tokens=30), request(1, [2] * (5 * SIZE), max_tokens=1)
+    scheduler.add(older)
+    step(scheduler, runner)
+    scheduler.add(younger)
+    found: list[int] = []
+    reported: list[int] = []
+    while not younger.output_ids:
+        if younger.num_computed == 4 * SIZE and not scheduler.num_preemptions:
+            scheduler._preempt(younger)
+        _, events = step(scheduler, runner)
+        found.append(younger.num_cached)
+        reported = [event.cached_tokens for event in events if event.request_id == 1]
+    assert max(found) > 0, "it finds its own"
+    assert reported == [0]
+    assert scheduler.num_preemptions > 0
+
+
 def test_blocks_of_wrong_guesses_are_given_back() -> None:
     prompt = [1, 2, 3, 4] * 4
     scheduler, blocks = block_scheduler(20, SIZE, 2, CONTEXT, 16, (), StepBudget(16, 15))
@@ -427,6 +453,19 @@ def test_what_warming_up_leaves_is_in_nobody_s_books(
     assert runner.most_prefilled == min(chunk_tokens, longest * num_slots)
     assert budget.mixed_tokens >= 1
     assert bench.serve([0] * 16) == 0
+
+
+@pytest.mark.parametrize(("context_tokens", "starts"), [(LONG_CONTEXT, {1}), (600, {1, LONG_CONTEXT})])
+@pytest.mark.parametrize("chunk_tokens", [100, 599])
+def test_every_size_of_step_is_warmed_up_with_every_kernel(
+    context_tokens: int, starts: set[int], chunk_tokens: int
+) -> None:
+    """So that no request waits for a recording."""
+    runner = WarmRunner(600 // SIZE, SIZE)
+    warm_up(runner, 13, chunk_tokens, block_size=SIZE, context_tokens=context_tokens)
+    sizes = {1, 2, 3, 4, 6, 8, 12, 13}
+    assert runner.decoded >= {(size, start) for size in sizes for start in starts}
+    assert {start for _, start in runner.decoded} == starts
 
 
 @pytest.mark.parametrize("kind", ["slots", "blocks"])
