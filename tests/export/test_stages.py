@@ -189,8 +189,8 @@ def assert_stages_are_whole(source: Path, weights: Weights, folder: Path) -> Non
 
 def test_a_server_answers_as_with_the_whole_model(embedded: Export) -> None:
     answers = []
-    for stages in (1, 2):
-        flags = (f"--model={embedded(stages)}", "--threads=1")
+    for stages, device in ((1, "cpu"), (2, "cpu,cpu")):
+        flags = (f"--model={embedded(stages)}", "--threads=1", f"--device={device}")
         with ServerProcess(*flags) as server, Client(server.address) as client:
             answers.append([client.generate(prompt, max_tokens=24).generated_text for prompt in PROMPTS])
     assert answers[0] == answers[1]

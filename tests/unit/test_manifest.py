@@ -55,6 +55,8 @@ def test_a_written_manifest_loads(model_dir: Path) -> None:
         ({"stages": ["tokenizer.json", "model.onnx"]}, "stages must be model.onnx and others"),
         ({"stages": ["model.onnx", "tokenizer.json", "model.onnx"]}, "stages must be"),
         ({"stages": [1, 2]}, "stages"),
+        ({"stage_layers": [1]}, "stage_layers must divide"),
+        ({"stages": ["model.onnx", "tokenizer.json"], "stage_layers": [1, 99]}, "layers in 2"),
         ({"source": "/home/someone/model"}, "source"),
         ({"verification": "yes"}, "verification"),
         ({"eos_token_ids": []}, "eos_token_ids"),

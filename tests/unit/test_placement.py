@@ -168,9 +168,9 @@ def test_the_gpu_with_the_least_room_for_its_stage_counts(
     monkeypatch.setattr(cuda.require_gpu, "__defaults__", (two_gpus,))
     monkeypatch.setattr(place, "__defaults__", (two_gpus,))
     engine, manifest = EngineConfig(device=asked, gpu_memory_fraction=0.5), in_two(half("paged"))
-    logits = 4 * engine.max_running * manifest.vocabulary_size * 4
+    logits = (16 + 1) * manifest.vocabulary_size * 4
     if asked == "cuda:0,cuda:1":
-        room = (L4.free_bytes // 2 - 500_000_000 - logits) * 3 // 2
+        room = (L4.free_bytes // 2 - 500_000_000 - 2 * logits) * 3 // 2  # of two micro-batches
     else:
         room = (L4.free_bytes // 2 - 300_000_000) * 3
     assert cache_bytes(engine, manifest) == room
