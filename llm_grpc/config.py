@@ -86,7 +86,7 @@ class EngineConfig:
     """Where it computes, and how much runs at once."""
 
     device: Annotated[str, AfterValidator(_devices)] = "auto"
-    """auto, cpu, cuda or cuda:N; auto is the first GPU for a model of lowering paged, else the CPU."""
+    """cpu, cuda, cuda:N or one a stage (cuda:0,cuda:1); auto is a GPU for lowering paged, else the CPU."""
 
     gpu_memory_fraction: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.9
     """Part of a GPU's memory that is free at the start for weights, keys and values together."""

@@ -141,7 +141,7 @@ from llm_grpc.sampling_params import SamplingParams
 
 model, log = map(Path, sys.argv[1:])
 require_gpu(0)
-runner = PagedRunner(model, load_manifest(model), 16, 4, 600, 516, Device("cuda", 0), threads=1)
+runner = PagedRunner(model, load_manifest(model), 16, 4, 600, 516, (Device("cuda", 0),), threads=1)
 worker = Worker("steps")
 
 def found(function):
