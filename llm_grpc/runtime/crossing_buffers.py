@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
-from llm_grpc.devices import CPU, Device
+from llm_grpc.devices import Device
 from llm_grpc.runtime.wiring import Crossing, Wiring
 
 
@@ -28,14 +29,19 @@ class CrossingBuffers:
             return
         self._num_tokens = num_tokens
         for crossing in self._crossings:
-            for device in {self._devices[stage] for stage in (crossing.writer, *crossing.readers)}:
+            stages = (crossing.writer, *crossing.readers)
+            for device in {self._devices[stage] for stage in stages}:
+                # Bytes can be copied whatever they are: numpy has no bfloat16.
                 self._buffers[crossing.name, device] = ort.OrtValue.ortvalue_from_shape_and_type(
-                    crossing.sizes(num_tokens), crossing.element_type, device.kind, device.index
+                    [crossing.num_bytes(num_tokens)], np.uint8, device.kind, device.index
                 )
-            written = self._buffer(crossing, crossing.writer)
-            self._bindings[crossing.writer].bind_ortvalue_output(crossing.name, written)
-            for reader in crossing.readers:
-                self._bindings[reader].bind_ortvalue_input(crossing.name, self._buffer(crossing, reader))
+            for stage in stages:
+                binding = self._bindings[stage]
+                bind = binding.bind_output if stage == crossing.writer else binding.bind_input
+                device = self._devices[stage]
+                place = (crossing.element_type, crossing.sizes(num_tokens))
+                address = self._buffer(crossing, stage).data_ptr()
+                bind(crossing.name, device.kind, device.index, *place, address)
 
     def hand_on(self, stage: int) -> None:
         """Let the readers have what ``stage`` has written, once its run has ended."""
@@ -52,10 +58,10 @@ class CrossingBuffers:
 def _copy(source: Any, targets: Sequence[Any]) -> None:
     """Copy to buffers on other devices; a run ends when its device is done, so that ``source`` is whole.
 
-    ``copy_tensors`` knows the devices of a build, and has no way between two places of the processor.
+    It goes through the processor's memory: onnxruntime's own ``copy_tensors`` has no way between two GPUs
+    (1.31: "Data transfer implementation … was not found").
     """
-    if source.device_name() == CPU.kind:
+    if targets:
+        found = source.numpy()
         for target in targets:
-            target.update_inplace(source.numpy())
-    elif targets:
-        ort.copy_tensors([source] * len(targets), targets)
+            target.update_inplace(found)

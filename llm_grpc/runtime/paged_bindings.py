@@ -12,6 +12,7 @@ from llm_grpc import graph_names as names
 from llm_grpc.devices import CPU, Device
 from llm_grpc.manifest import KvCache
 from llm_grpc.runtime.device_memory import ELEMENT_TYPES, Binding, DeviceArray, Traffic
+from llm_grpc.runtime.host_memory import HostArray
 from llm_grpc.runtime.logits_memory import LogitsMemory
 from llm_grpc.runtime.paged_step import Arrays
 
@@ -84,7 +85,7 @@ class PagedBinding:
         self._bounds = np.zeros(3, np.int32)
         copied = {name: array for name, array in most.items() if name in known - {names.ATTENTION_BOUNDS}}
         self._offsets, total = _layout(copied)
-        self._host = np.zeros(total, np.uint8)
+        self._host = HostArray(total, device)
         self._device = DeviceArray((total,), "uint8", device, traffic)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._outputs: RowOutputs | None = None
@@ -97,12 +98,12 @@ class PagedBinding:
         self._bounds[...] = arrays[names.ATTENTION_BOUNDS]
         for name, offset in self._offsets.items():
             array = arrays[name]
-            self._host[offset : offset + array.nbytes] = _bytes(array)
+            self._host.array[offset : offset + array.nbytes] = _bytes(array)
             if self._shapes.get(name) != array.shape:
                 self._shapes[name] = array.shape
                 place = (array.shape, self._device.address + offset)
                 self._bind_input(name, self._device.device, ELEMENT_TYPES[array.dtype.name], *place)
-        self._device.write(self._host)
+        self._device.write(self._host.array)
         if self._outputs is not outputs:
             self._outputs = outputs
             if names.LOGITS in self._known:  # else another stage has them

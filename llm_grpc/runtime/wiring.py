@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from llm_grpc.errors import ManifestError
 
 _ELEMENT_TYPES = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(bfloat16)": 16}
 """ONNX's numbers for the types of what crosses."""
+
+_ITEM_BYTES = {1: 4, 10: 2, 16: 2}
 
 _Nodes = dict[str, dict[int, Any]]
 """Inputs or outputs by name, then by stage."""
@@ -33,6 +36,10 @@ class Crossing:
     def sizes(self, num_tokens: int) -> list[int]:
         """The shape for ``num_tokens``."""
         return [num_tokens if size is None else size for size in self.shape]
+
+    def num_bytes(self, num_tokens: int) -> int:
+        """The memory of that."""
+        return math.prod(self.sizes(num_tokens)) * _ITEM_BYTES[self.element_type]
 
 
 class Wiring:

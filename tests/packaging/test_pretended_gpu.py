@@ -165,6 +165,9 @@ found(step(3, 7)), found(step(2, 512))
 all_found["binds"] = runner.num_binds - binds
 worker = Worker("another")
 all_found["another thread"] = found(step(3, 5))
+hosts = [stage._host for step in runner._bindings.values() for stage in step._stages]
+all_found["locked"] = [len(hosts), sum(host.is_locked for host in hosts)]
+all_found["pinned"] = log.read_text().splitlines().count("pinned")
 print(json.dumps(all_found))
 """
 
@@ -188,6 +191,9 @@ def test_steps_with_chunks_are_not_recorded_and_others_in_the_warm_up_alone(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     records, replays = found.pop("warm")
+    sizes = {"1", "2", "3", "4", "with chunks"}
+    assert found.pop("locked") == [len(sizes)] * 2
+    assert found.pop("pinned") > 0
     assert records == 2 * len({1, 2, 3, 4})
     assert replays >= records
     assert found == {
