@@ -25,10 +25,6 @@ from llm_grpc.runtime.pipeline import Pipeline, run_in_turn
 from llm_grpc.runtime.session import RECORDED, is_for_gpu
 from llm_grpc.runtime.staged_session import open_stages
 
-MAX_CHUNK_TOKENS = 1024
-"""Longest chunk that a scheduler may plan for this lowering: longer ones near a full context are reported to
-read memory that is not theirs (onnxruntime 1.31, H200)."""
-
 
 @dataclass(frozen=True)
 class _Part:

@@ -51,10 +51,6 @@ class StagedSession:
         """The first stage's; what the others state of the interface is the same."""
         return self.sessions[0].get_modelmeta()
 
-    def device_of(self, name: str) -> Device:
-        """Where the first stage that has the input ``name`` runs: of a cache, the only one."""
-        return self.devices[min(self.wiring.readers(name))]
-
     def io_binding(self) -> StagedBinding:
         """Bindings of all stages, with memory of their own for what stages hand on."""
         return StagedBinding(self.sessions, self.devices, self.wiring)
