@@ -87,8 +87,8 @@ def generate(
 ) -> list[int]:
     """The ``num_tokens`` most likely tokens after ``prompt``, in slot 0."""
     first = Sample(0, len(prompt) - 1, 0, GREEDY)
-    tokens = [*runner.run(StepPlan((), (PrefillChunk(0, 0, prompt),), (first,), grants=grants))]
+    tokens = [*runner.run(StepPlan((), (PrefillChunk(0, 0, prompt),), (first,), grants=grants)).tokens]
     while len(tokens) < num_tokens:
         row = DecodeRow(0, tokens[-1], len(prompt) + len(tokens) - 1)
-        tokens += runner.run(StepPlan((row,), (), (Sample(0, 0, len(tokens), GREEDY),)))
+        tokens += runner.run(StepPlan((row,), (), (Sample(0, 0, len(tokens), GREEDY),))).tokens
     return tokens

@@ -102,13 +102,13 @@ class Engine:
 
     def _run_and_commit(self, plan: StepPlan) -> Sequence[Event]:
         try:
-            tokens = self._runner.run(plan)
+            result = self._runner.run(plan)
         except Exception:
             log.exception("a run of %d tokens failed", plan.num_tokens)
             self._failures_in_a_row += 1
             return self._scheduler.fail(plan)
         self._failures_in_a_row = 0
-        return self._scheduler.commit(plan, tokens)
+        return self._scheduler.commit(plan, result)
 
     def _observe(self) -> None:
         scheduler = self._scheduler

@@ -6,20 +6,27 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from llm_grpc.engine.constraint import TokenConstraint
 from llm_grpc.engine.prompt_lookup import PromptLookup
+from llm_grpc.engine.step_plan import TokenScore
 from llm_grpc.sampling_params import FinishReason, SamplingParams
 
 
 class TokenEvent(NamedTuple):
     """One generated token of one request. ``finish_reason`` is set on the last one.
 
-    ``cached_tokens`` counts the prompt tokens that were found in the cache; set on the first one.
+    ``score`` tells how likely it was, where the request asks for that. Set on the first one alone:
+    ``cached_tokens`` counts the prompt tokens that were found in the cache, ``prompt_scores`` are those of
+    the prompt's tokens from ``first_score`` on, and ``begun_s`` is when the engine began with the request.
     """
 
     request_id: int
     token_id: int
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
+    score: TokenScore | None = None
+    prompt_scores: tuple[TokenScore, ...] = ()
+    begun_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +47,20 @@ class Request:
     from submission on. ``slot`` is set while the request runs, ``lookup`` once it has run alone.
     ``num_found`` is what others had computed of it, once it was preempted: it may find its own tokens then.
     ``known_ids`` were known when it last began to wait; they are prefilled before it decodes.
+
+    ``constraint`` holds its tokens to a form. Requests of one ``group``, a number above 0, share the
+    beginning of their prompts, which is computed once. The prompt's tokens from ``first_score`` on, at least
+    1, are scored. Those of higher ``priority`` go first, and nobody waits for ever; it came at ``arrived_s``.
     """
 
     request_id: int
     prompt_ids: Sequence[int]
     params: SamplingParams
+    constraint: TokenConstraint | None = None
+    group: int = 0
+    first_score: int | None = None
+    priority: int = 0
+    arrived_s: float = 0.0
     slot: int | None = None
     num_computed: int = 0
     num_cached: int = 0

@@ -10,7 +10,7 @@ from llm_grpc.engine.guessing import guessing_step, learn, num_wrong
 from llm_grpc.engine.kv_memory import KvMemory
 from llm_grpc.engine.request import FailedEvent, Request, TokenEvent, slot_of
 from llm_grpc.engine.step_budget import StepBudget
-from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, StepPlan
+from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, StepPlan, StepResult
 
 
 class Scheduler:
@@ -87,8 +87,9 @@ class Scheduler:
         samples += [self._sample(request, row) for request, row in last_tokens]
         return self._memory.with_changes(StepPlan(rows, tuple(chunks), tuple(samples)))
 
-    def commit(self, plan: StepPlan, tokens: Sequence[int]) -> list[TokenEvent]:
+    def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
         """Take the tokens that a plan's run chose, advance its requests and free the finished ones."""
+        tokens = result.tokens
         chosen = list(zip(plan.samples, tokens, strict=True))
         self._memory.committed(plan)
         by_slot = {request.slot: request for request in self._running.values()}

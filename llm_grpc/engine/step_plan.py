@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from llm_grpc.engine.constraint import TokenMask
 from llm_grpc.sampling_params import SamplingParams
 
 LONG_CONTEXT = 512
@@ -75,13 +77,38 @@ class PrefillChunk:
 class Sample:
     """Choose the next token of ``request_id`` from the logits of packed token ``row``.
 
-    ``index`` counts the request's generated tokens from 0; with the seed it fixes the random draw.
+    ``index`` counts the request's generated tokens from 0; with the seed it fixes the random draw. Where
+    ``params`` have penalties, ``prompt_ids`` and ``output_ids`` are the tokens before. ``mask`` says which
+    tokens may come; None where all may.
     """
 
     request_id: int
     row: int
     index: int
     params: SamplingParams
+    prompt_ids: Sequence[int] = ()
+    output_ids: Sequence[int] = ()
+    mask: TokenMask | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Tell how likely ``token`` is after packed token ``row``, and the ``num_top`` likeliest there."""
+
+    request_id: int
+    row: int
+    token: int
+    num_top: int = 0
+
+
+class TokenScore(NamedTuple):
+    """The logarithm of a token's probability by the model's own logits, whatever the sampling parameters.
+
+    ``top`` are likeliest tokens with theirs, likeliest first, of equal ones the lower id first.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +128,7 @@ class StepPlan:
     releases: tuple[SlotRelease, ...] = ()
     grants: tuple[BlockGrant, ...] = ()
     block_copies: tuple[BlockCopy, ...] = ()
+    scores: tuple[Score, ...] = ()
 
     @property
     def chunk(self) -> PrefillChunk | None:
@@ -118,3 +146,15 @@ class StepPlan:
     def num_tokens(self) -> int:
         """Packed tokens of the step."""
         return len(self.decode) + sum(len(chunk.tokens) for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a run found: a token for each of the plan's samples, and a score for each of its scores.
+
+    ``logprobs`` are those of chosen tokens, by place among the samples, where their parameters ask for them.
+    """
+
+    tokens: Sequence[int]
+    logprobs: Mapping[int, TokenScore] = field(default_factory=dict)
+    scores: Sequence[TokenScore] = ()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llm_grpc.devices import CPU, Device
 from llm_grpc.engine.micro_batches import MicroBatch, divide
-from llm_grpc.engine.step_plan import StepPlan
+from llm_grpc.engine.step_plan import StepPlan, StepResult
 from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import Manifest
 from llm_grpc.runtime.device_memory import Traffic
@@ -106,8 +106,8 @@ class PagedRunner:
         """Steps that are recorded, or would be on a GPU."""
         return len(self._graphs)
 
-    def run(self, plan: StepPlan) -> Sequence[int]:
-        """Compute the plan and return one token id for each of its samples.
+    def run(self, plan: StepPlan) -> StepResult:
+        """Compute the plan; one token id for each of its samples.
 
         Raises:
             ValueError: the plan is one that no scheduler may make.
@@ -116,7 +116,7 @@ class PagedRunner:
         for part in self._compute(plan):
             for place, token in zip(part.samples, self._choose(part, plan), strict=True):
                 tokens[place] = token
-        return tokens
+        return StepResult(tokens)
 
     def logits(self, plan: StepPlan) -> NDArray[np.float32]:
         """Compute the plan and return the logits ``[samples, vocabulary]``.

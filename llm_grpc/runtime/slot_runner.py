@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from llm_grpc import graph_names as names
 from llm_grpc.devices import CPU, Device
 from llm_grpc.engine.micro_batches import divide
-from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, StepPlan
+from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, StepPlan, StepResult
 from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import Manifest
 from llm_grpc.runtime.bindings import StepBindings
@@ -74,9 +74,9 @@ class SlotRunner:
         """Binds since the start; a counter for tests and benchmarks."""
         return sum(bindings.num_binds for bindings in self._bindings)
 
-    def run(self, plan: StepPlan) -> Sequence[int]:
-        """Compute the plan and return one token id for each of its samples."""
-        return sample_tokens(self.logits(plan), plan.samples)
+    def run(self, plan: StepPlan) -> StepResult:
+        """Compute the plan; one token id for each of its samples."""
+        return StepResult(sample_tokens(self.logits(plan), plan.samples))
 
     def logits(self, plan: StepPlan) -> NDArray[np.float32]:
         """Compute the plan and return the logits ``[samples, vocabulary]``, valid until the next run."""

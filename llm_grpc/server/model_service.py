@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_grpc.server.convert import to_model
+from llm_grpc.errors import UnsupportedParameter
+from llm_grpc.server.descriptions import to_model
 from llm_grpc.server.models import Models
 from llm_grpc.v1 import model_pb2, model_pb2_grpc
 
@@ -18,3 +19,15 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Any) -> model_pb2.GetModelResponse:
         """Describe one model."""
         return model_pb2.GetModelResponse(model=to_model(self._models.get(request.name)))
+
+    async def ListModels(
+        self, request: model_pb2.ListModelsRequest, context: Any
+    ) -> model_pb2.ListModelsResponse:
+        """Describe all models."""
+        raise UnsupportedParameter("ListModels: this version does not serve it")
+
+    async def GetServerInfo(
+        self, request: model_pb2.GetServerInfoRequest, context: Any
+    ) -> model_pb2.GetServerInfoResponse:
+        """Tell which software answers."""
+        raise UnsupportedParameter("GetServerInfo: this version does not serve it")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 
+from llm_grpc.errors import UnsupportedParameter
 from llm_grpc.original import llm_service_pb2, llm_service_pb2_grpc
-from llm_grpc.server.convert import to_prompt, to_response, to_sampling_params
 from llm_grpc.server.models import Models
+from llm_grpc.server.requests import to_prompt, to_sampling_params
+from llm_grpc.server.responses import to_response
 from llm_grpc.text.generator import joined
-from llm_grpc.v1 import llm_pb2_grpc
+from llm_grpc.v1 import llm_pb2, llm_pb2_grpc
 from llm_grpc.v1.llm_pb2 import GenerateTextRequest as Request
 from llm_grpc.v1.llm_pb2 import GenerateTextResponse as Response
 
@@ -41,6 +43,34 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
             async for delta in deltas:
                 yield to_response(delta, sequence, params, model.name)
                 sequence += 1
+
+    async def Chat(self, request: llm_pb2.ChatRequest, context: Any) -> llm_pb2.ChatResponse:
+        """Not served yet."""
+        raise UnsupportedParameter("Chat: this version does not serve it")
+
+    async def StreamChat(
+        self, request: llm_pb2.ChatRequest, context: Any
+    ) -> AsyncIterator[llm_pb2.ChatResponse]:
+        """Not served yet."""
+        raise UnsupportedParameter("StreamChat: this version does not serve it")
+        yield  # type: ignore[unreachable]
+
+    async def BatchGenerateText(
+        self, request: llm_pb2.BatchGenerateTextRequest, context: Any
+    ) -> AsyncIterator[llm_pb2.BatchGenerateTextResponse]:
+        """Not served yet."""
+        raise UnsupportedParameter("BatchGenerateText: this version does not serve it")
+        yield  # type: ignore[unreachable]
+
+    async def ScoreText(self, request: llm_pb2.ScoreTextRequest, context: Any) -> llm_pb2.ScoreTextResponse:
+        """Not served yet."""
+        raise UnsupportedParameter("ScoreText: this version does not serve it")
+
+    async def CancelGeneration(
+        self, request: llm_pb2.CancelGenerationRequest, context: Any
+    ) -> llm_pb2.CancelGenerationResponse:
+        """Not served yet."""
+        raise UnsupportedParameter("CancelGeneration: this version does not serve it")
 
 
 class OriginalServicer(llm_service_pb2_grpc.LLMServiceServicer):

@@ -40,6 +40,21 @@ class AdminServiceStub:
                 request_serializer=llm__grpc_dot_v1_dot_admin__pb2.GetLoadRequest.SerializeToString,
                 response_deserializer=llm__grpc_dot_v1_dot_admin__pb2.GetLoadResponse.FromString,
                 _registered_method=True)
+        self.LoadAdapter = channel.unary_unary(
+                '/llm_grpc.v1.AdminService/LoadAdapter',
+                request_serializer=llm__grpc_dot_v1_dot_admin__pb2.LoadAdapterRequest.SerializeToString,
+                response_deserializer=llm__grpc_dot_v1_dot_admin__pb2.LoadAdapterResponse.FromString,
+                _registered_method=True)
+        self.UnloadAdapter = channel.unary_unary(
+                '/llm_grpc.v1.AdminService/UnloadAdapter',
+                request_serializer=llm__grpc_dot_v1_dot_admin__pb2.UnloadAdapterRequest.SerializeToString,
+                response_deserializer=llm__grpc_dot_v1_dot_admin__pb2.UnloadAdapterResponse.FromString,
+                _registered_method=True)
+        self.ListAdapters = channel.unary_unary(
+                '/llm_grpc.v1.AdminService/ListAdapters',
+                request_serializer=llm__grpc_dot_v1_dot_admin__pb2.ListAdaptersRequest.SerializeToString,
+                response_deserializer=llm__grpc_dot_v1_dot_admin__pb2.ListAdaptersResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -53,6 +68,30 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadAdapter(self, request, context):
+        """LoadAdapter makes an adapter, as written by `llm-grpc export-adapter`, available to requests under a
+        name. FAILED_PRECONDITION (UNSUPPORTED_PARAMETER) where the model takes no adapters or has no room for
+        one more; INVALID_ARGUMENT where the adapter is of another model or shape. Running requests go on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadAdapter(self, request, context):
+        """UnloadAdapter takes an adapter away. Requests that use it run to their end; new ones are refused with
+        NOT_FOUND (ADAPTER_NOT_FOUND). Unloading one that is not there is NOT_FOUND too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAdapters(self, request, context):
+        """ListAdapters tells which adapters are loaded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +99,21 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetLoad,
                     request_deserializer=llm__grpc_dot_v1_dot_admin__pb2.GetLoadRequest.FromString,
                     response_serializer=llm__grpc_dot_v1_dot_admin__pb2.GetLoadResponse.SerializeToString,
+            ),
+            'LoadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadAdapter,
+                    request_deserializer=llm__grpc_dot_v1_dot_admin__pb2.LoadAdapterRequest.FromString,
+                    response_serializer=llm__grpc_dot_v1_dot_admin__pb2.LoadAdapterResponse.SerializeToString,
+            ),
+            'UnloadAdapter': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadAdapter,
+                    request_deserializer=llm__grpc_dot_v1_dot_admin__pb2.UnloadAdapterRequest.FromString,
+                    response_serializer=llm__grpc_dot_v1_dot_admin__pb2.UnloadAdapterResponse.SerializeToString,
+            ),
+            'ListAdapters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdapters,
+                    request_deserializer=llm__grpc_dot_v1_dot_admin__pb2.ListAdaptersRequest.FromString,
+                    response_serializer=llm__grpc_dot_v1_dot_admin__pb2.ListAdaptersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +144,87 @@ class AdminService:
             '/llm_grpc.v1.AdminService/GetLoad',
             llm__grpc_dot_v1_dot_admin__pb2.GetLoadRequest.SerializeToString,
             llm__grpc_dot_v1_dot_admin__pb2.GetLoadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm_grpc.v1.AdminService/LoadAdapter',
+            llm__grpc_dot_v1_dot_admin__pb2.LoadAdapterRequest.SerializeToString,
+            llm__grpc_dot_v1_dot_admin__pb2.LoadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadAdapter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm_grpc.v1.AdminService/UnloadAdapter',
+            llm__grpc_dot_v1_dot_admin__pb2.UnloadAdapterRequest.SerializeToString,
+            llm__grpc_dot_v1_dot_admin__pb2.UnloadAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdapters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm_grpc.v1.AdminService/ListAdapters',
+            llm__grpc_dot_v1_dot_admin__pb2.ListAdaptersRequest.SerializeToString,
+            llm__grpc_dot_v1_dot_admin__pb2.ListAdaptersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,17 @@ class AdminServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     GetLoad: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetLoadRequest, _admin_pb2.GetLoadResponse]
     """GetLoad tells how busy the server is at this moment."""
+    LoadAdapter: _grpc.UnaryUnaryMultiCallable[_admin_pb2.LoadAdapterRequest, _admin_pb2.LoadAdapterResponse]
+    """LoadAdapter makes an adapter, as written by `llm-grpc export-adapter`, available to requests under a
+    name. FAILED_PRECONDITION (UNSUPPORTED_PARAMETER) where the model takes no adapters or has no room for
+    one more; INVALID_ARGUMENT where the adapter is of another model or shape. Running requests go on.
+    """
+    UnloadAdapter: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UnloadAdapterRequest, _admin_pb2.UnloadAdapterResponse]
+    """UnloadAdapter takes an adapter away. Requests that use it run to their end; new ones are refused with
+    NOT_FOUND (ADAPTER_NOT_FOUND). Unloading one that is not there is NOT_FOUND too.
+    """
+    ListAdapters: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAdaptersRequest, _admin_pb2.ListAdaptersResponse]
+    """ListAdapters tells which adapters are loaded."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -43,6 +54,17 @@ class AdminServiceAsyncStub(AdminServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetLoad: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetLoadRequest, _admin_pb2.GetLoadResponse]  # type: ignore[assignment]
     """GetLoad tells how busy the server is at this moment."""
+    LoadAdapter: _aio.UnaryUnaryMultiCallable[_admin_pb2.LoadAdapterRequest, _admin_pb2.LoadAdapterResponse]  # type: ignore[assignment]
+    """LoadAdapter makes an adapter, as written by `llm-grpc export-adapter`, available to requests under a
+    name. FAILED_PRECONDITION (UNSUPPORTED_PARAMETER) where the model takes no adapters or has no room for
+    one more; INVALID_ARGUMENT where the adapter is of another model or shape. Running requests go on.
+    """
+    UnloadAdapter: _aio.UnaryUnaryMultiCallable[_admin_pb2.UnloadAdapterRequest, _admin_pb2.UnloadAdapterResponse]  # type: ignore[assignment]
+    """UnloadAdapter takes an adapter away. Requests that use it run to their end; new ones are refused with
+    NOT_FOUND (ADAPTER_NOT_FOUND). Unloading one that is not there is NOT_FOUND too.
+    """
+    ListAdapters: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAdaptersRequest, _admin_pb2.ListAdaptersResponse]  # type: ignore[assignment]
+    """ListAdapters tells which adapters are loaded."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """AdminService is for operators and their controllers. It is served on the admin address alone."""
@@ -54,5 +76,34 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetLoadResponse, _abc.Awaitable[_admin_pb2.GetLoadResponse]]:
         """GetLoad tells how busy the server is at this moment."""
+
+    @_abc_1.abstractmethod
+    def LoadAdapter(
+        self,
+        request: _admin_pb2.LoadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.LoadAdapterResponse, _abc.Awaitable[_admin_pb2.LoadAdapterResponse]]:
+        """LoadAdapter makes an adapter, as written by `llm-grpc export-adapter`, available to requests under a
+        name. FAILED_PRECONDITION (UNSUPPORTED_PARAMETER) where the model takes no adapters or has no room for
+        one more; INVALID_ARGUMENT where the adapter is of another model or shape. Running requests go on.
+        """
+
+    @_abc_1.abstractmethod
+    def UnloadAdapter(
+        self,
+        request: _admin_pb2.UnloadAdapterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.UnloadAdapterResponse, _abc.Awaitable[_admin_pb2.UnloadAdapterResponse]]:
+        """UnloadAdapter takes an adapter away. Requests that use it run to their end; new ones are refused with
+        NOT_FOUND (ADAPTER_NOT_FOUND). Unloading one that is not there is NOT_FOUND too.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAdapters(
+        self,
+        request: _admin_pb2.ListAdaptersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListAdaptersResponse, _abc.Awaitable[_admin_pb2.ListAdaptersResponse]]:
+        """ListAdapters tells which adapters are loaded."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

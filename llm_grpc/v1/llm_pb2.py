@@ -22,9 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
+from llm_grpc.v1 import chat_pb2 as llm__grpc_dot_v1_dot_chat__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15llm_grpc/v1/llm.proto\x12\x0bllm_grpc.v1\"\xa4\x02\n\x13GenerateTextRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\nmax_tokens\x18\x02 \x01(\x05\x12\x13\n\x0btemperature\x18\x03 \x01(\x02\x12\r\n\x05model\x18\x04 \x01(\t\x12\'\n\x08sampling\x18\x05 \x01(\x0b\x32\x15.llm_grpc.v1.Sampling\x12\'\n\x08stopping\x18\x06 \x01(\x0b\x32\x15.llm_grpc.v1.Stopping\x12\x36\n\x10response_options\x18\x08 \x01(\x0b\x32\x1c.llm_grpc.v1.ResponseOptions\x12\x18\n\x10prompt_token_ids\x18\t \x03(\x05\x12!\n\x05\x63\x61\x63he\x18\x0e \x01(\x0b\x32\x12.llm_grpc.v1.Cache\"\x8c\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seed\"4\n\x08Stopping\x12\x14\n\x0cstop_strings\x18\x01 \x03(\t\x12\x12\n\nignore_eos\x18\x05 \x01(\x08\"!\n\x0fResponseOptions\x12\x0e\n\x06tokens\x18\x01 \x01(\x08\"\'\n\x05\x43\x61\x63he\x12\x10\n\x08\x64isabled\x18\x01 \x01(\x08\x12\x0c\n\x04salt\x18\x02 \x01(\t\"\xa3\x02\n\x14GenerateTextResponse\x12\x16\n\x0egenerated_text\x18\x01 \x01(\t\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.llm_grpc.v1.FinishReason\x12\r\n\x05index\x18\x03 \x01(\x05\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x12.llm_grpc.v1.Usage\x12\"\n\x06tokens\x18\x05 \x03(\x0b\x32\x12.llm_grpc.v1.Token\x12\x15\n\x0bstop_string\x18\x07 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x08 \x01(\x05H\x00\x12\x10\n\x08sequence\x18\n \x01(\x05\x12\x0c\n\x04seed\x18\x0b \x01(\x04\x12\r\n\x05model\x18\x0c \x01(\tB\x0c\n\nstop_match\"\x13\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\x05\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05*\x97\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x01\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x12\x1f\n\x1b\x46INISH_REASON_CONTEXT_LIMIT\x10\x04\x32\xbe\x01\n\nLLMService\x12S\n\x0cGenerateText\x12 .llm_grpc.v1.GenerateTextRequest\x1a!.llm_grpc.v1.GenerateTextResponse\x12[\n\x12StreamGenerateText\x12 .llm_grpc.v1.GenerateTextRequest\x1a!.llm_grpc.v1.GenerateTextResponse0\x01\x42\x8e\x01\n\x15io.github.llm_grpc.v1B\x08LlmProtoP\x01Z;github.com/llm-grpc/llm-grpc/clients/go/llmgrpcv1;llmgrpcv1\xa2\x02\x03LLM\xaa\x02\nLlmGrpc.V1\xca\x02\nLlmGrpc\\V1\xea\x02\x0bLlmGrpc::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15llm_grpc/v1/llm.proto\x12\x0bllm_grpc.v1\x1a\x19google/protobuf/any.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x16llm_grpc/v1/chat.proto\"\xa8\x03\n\x13GenerateTextRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\nmax_tokens\x18\x02 \x01(\x05\x12\x13\n\x0btemperature\x18\x03 \x01(\x02\x12\r\n\x05model\x18\x04 \x01(\t\x12\'\n\x08sampling\x18\x05 \x01(\x0b\x32\x15.llm_grpc.v1.Sampling\x12\'\n\x08stopping\x18\x06 \x01(\x0b\x32\x15.llm_grpc.v1.Stopping\x12+\n\nconstraint\x18\x07 \x01(\x0b\x32\x17.llm_grpc.v1.Constraint\x12\x36\n\x10response_options\x18\x08 \x01(\x0b\x32\x1c.llm_grpc.v1.ResponseOptions\x12\x18\n\x10prompt_token_ids\x18\t \x03(\x05\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x10\n\x08priority\x18\x0b \x01(\x05\x12\x0f\n\x07\x61\x64\x61pter\x18\x0c \x01(\t\x12\x1e\n\x16truncate_prompt_tokens\x18\r \x01(\x05\x12!\n\x05\x63\x61\x63he\x18\x0e \x01(\x0b\x32\x12.llm_grpc.v1.Cache\"\xa9\x04\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x16\n\ttypical_p\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x02H\x08\x88\x01\x01\x12\x38\n\nlogit_bias\x18\n \x03(\x0b\x32$.llm_grpc.v1.Sampling.LogitBiasEntry\x12\x19\n\x11\x61llowed_token_ids\x18\x0b \x03(\x05\x12\x18\n\x10\x62\x61nned_token_ids\x18\x0c \x03(\x05\x12\x0e\n\x01n\x18\r \x01(\x05H\t\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\x05\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x08\n\x06_min_pB\x0c\n\n_typical_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x04\n\x02_n\"v\n\x08Stopping\x12\x14\n\x0cstop_strings\x18\x01 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x02 \x03(\x05\x12\x14\n\x0cinclude_stop\x18\x03 \x01(\x08\x12\x12\n\nmin_tokens\x18\x04 \x01(\x05\x12\x12\n\nignore_eos\x18\x05 \x01(\x08\"\xd9\x01\n\x0fResponseOptions\x12\x0e\n\x06tokens\x18\x01 \x01(\x08\x12\x10\n\x08logprobs\x18\x02 \x01(\x08\x12\x14\n\x0ctop_logprobs\x18\x03 \x01(\x05\x12\x12\n\ntoken_text\x18\x04 \x01(\x08\x12\x17\n\x0fprompt_logprobs\x18\x05 \x01(\x08\x12\x1b\n\x13prompt_top_logprobs\x18\x06 \x01(\x05\x12\x15\n\rprompt_tokens\x18\x07 \x01(\x08\x12\x0c\n\x04\x65\x63ho\x18\x08 \x01(\x08\x12\x0e\n\x06timing\x18\t \x01(\x08\x12\x0f\n\x07receipt\x18\n \x01(\x08\"\x93\x01\n\nConstraint\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x15\n\x0bjson_object\x18\x02 \x01(\x08H\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12\x11\n\x07grammar\x18\x04 \x01(\tH\x00\x12%\n\x06\x63hoice\x18\x05 \x01(\x0b\x32\x13.llm_grpc.v1.ChoiceH\x00\x42\x0c\n\nconstraint\"\x19\n\x06\x43hoice\x12\x0f\n\x07\x63hoices\x18\x01 \x03(\t\"\'\n\x05\x43\x61\x63he\x12\x10\n\x08\x64isabled\x18\x01 \x01(\x08\x12\x0c\n\x04salt\x18\x02 \x01(\t\"\xe4\x03\n\x14GenerateTextResponse\x12\x16\n\x0egenerated_text\x18\x01 \x01(\t\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.llm_grpc.v1.FinishReason\x12\r\n\x05index\x18\x03 \x01(\x05\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x12.llm_grpc.v1.Usage\x12\"\n\x06tokens\x18\x05 \x03(\x0b\x32\x12.llm_grpc.v1.Token\x12,\n\x0bprompt_info\x18\x06 \x01(\x0b\x32\x17.llm_grpc.v1.PromptInfo\x12\x15\n\x0bstop_string\x18\x07 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x08 \x01(\x05H\x00\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x10\n\x08sequence\x18\n \x01(\x05\x12\x0c\n\x04seed\x18\x0b \x01(\x04\x12\r\n\x05model\x18\x0c \x01(\t\x12#\n\x06timing\x18\r \x01(\x0b\x32\x13.llm_grpc.v1.Timing\x12%\n\x07receipt\x18\x0e \x01(\x0b\x32\x14.llm_grpc.v1.Receipt\x12\x31\n\tsequences\x18\x0f \x03(\x0b\x32\x1e.llm_grpc.v1.GeneratedSequenceB\x0c\n\nstop_match\"\xa4\x02\n\x11GeneratedSequence\x12\x16\n\x0egenerated_text\x18\x01 \x01(\t\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.llm_grpc.v1.FinishReason\x12\r\n\x05index\x18\x03 \x01(\x05\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x12.llm_grpc.v1.Usage\x12\"\n\x06tokens\x18\x05 \x03(\x0b\x32\x12.llm_grpc.v1.Token\x12\x15\n\x0bstop_string\x18\x07 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x08 \x01(\x05H\x00\x12\x0c\n\x04seed\x18\x0b \x01(\x04\x12#\n\x06timing\x18\r \x01(\x0b\x32\x13.llm_grpc.v1.TimingB\x0c\n\nstop_match\"\x87\x01\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\x05\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12-\n\x0ctop_logprobs\x18\x03 \x03(\x0b\x32\x17.llm_grpc.v1.TopLogprob\x12\x0c\n\x04text\x18\x04 \x01(\x0c\x12\x13\n\x0btext_offset\x18\x05 \x01(\x05\x42\n\n\x08_logprob\"7\n\nTopLogprob\x12\n\n\x02id\x18\x01 \x01(\x05\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04text\x18\x03 \x01(\x0c\"X\n\nPromptInfo\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\"\n\x06tokens\x18\x02 \x03(\x0b\x32\x12.llm_grpc.v1.Token\x12\x18\n\x10truncated_tokens\x18\x03 \x01(\x05\"a\n\x06Timing\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x12\n\nprefill_ms\x18\x02 \x01(\x01\x12\x1e\n\x16time_to_first_token_ms\x18\x03 \x01(\x01\x12\x11\n\tdecode_ms\x18\x04 \x01(\x01\"\x9c\x01\n\x07Receipt\x12\x14\n\x0cmodel_digest\x18\x01 \x01(\t\x12\x0f\n\x07runtime\x18\x02 \x01(\t\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\x0f\n\x07weights\x18\x04 \x01(\t\x12\x10\n\x08lowering\x18\x05 \x01(\t\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x07 \x01(\t\x12\x0f\n\x07version\x18\x08 \x01(\t\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\x05\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\x05\x12\x15\n\rcached_tokens\x18\x03 \x01(\x05\"\x85\x04\n\x0b\x43hatRequest\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.llm_grpc.v1.ChatMessage\x12\x12\n\nmax_tokens\x18\x02 \x01(\x05\x12\x13\n\x0btemperature\x18\x03 \x01(\x02\x12\r\n\x05model\x18\x04 \x01(\t\x12\'\n\x08sampling\x18\x05 \x01(\x0b\x32\x15.llm_grpc.v1.Sampling\x12\'\n\x08stopping\x18\x06 \x01(\x0b\x32\x15.llm_grpc.v1.Stopping\x12+\n\nconstraint\x18\x07 \x01(\x0b\x32\x17.llm_grpc.v1.Constraint\x12\x36\n\x10response_options\x18\x08 \x01(\x0b\x32\x1c.llm_grpc.v1.ResponseOptions\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x10\n\x08priority\x18\x0b \x01(\x05\x12\x0f\n\x07\x61\x64\x61pter\x18\x0c \x01(\t\x12!\n\x05\x63\x61\x63he\x18\x0e \x01(\x0b\x32\x12.llm_grpc.v1.Cache\x12 \n\x05tools\x18\x11 \x03(\x0b\x32\x11.llm_grpc.v1.Tool\x12,\n\x0btool_choice\x18\x12 \x01(\x0b\x32\x17.llm_grpc.v1.ToolChoice\x12\x31\n\x10template_options\x18\x13 \x01(\x0b\x32\x17.google.protobuf.Struct\"\xe6\x03\n\x0c\x43hatResponse\x12)\n\x07message\x18\x01 \x01(\x0b\x32\x18.llm_grpc.v1.ChatMessage\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.llm_grpc.v1.FinishReason\x12\r\n\x05index\x18\x03 \x01(\x05\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x12.llm_grpc.v1.Usage\x12\"\n\x06tokens\x18\x05 \x03(\x0b\x32\x12.llm_grpc.v1.Token\x12,\n\x0bprompt_info\x18\x06 \x01(\x0b\x32\x17.llm_grpc.v1.PromptInfo\x12\x15\n\x0bstop_string\x18\x07 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x08 \x01(\x05H\x00\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x10\n\x08sequence\x18\n \x01(\x05\x12\x0c\n\x04seed\x18\x0b \x01(\x04\x12\r\n\x05model\x18\x0c \x01(\t\x12#\n\x06timing\x18\r \x01(\x0b\x32\x13.llm_grpc.v1.Timing\x12%\n\x07receipt\x18\x0e \x01(\x0b\x32\x14.llm_grpc.v1.Receipt\x12(\n\x07\x63hoices\x18\x0f \x03(\x0b\x32\x17.llm_grpc.v1.ChatChoiceB\x0c\n\nstop_match\"\xb0\x02\n\nChatChoice\x12)\n\x07message\x18\x01 \x01(\x0b\x32\x18.llm_grpc.v1.ChatMessage\x12\x30\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x19.llm_grpc.v1.FinishReason\x12\r\n\x05index\x18\x03 \x01(\x05\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x12.llm_grpc.v1.Usage\x12\"\n\x06tokens\x18\x05 \x03(\x0b\x32\x12.llm_grpc.v1.Token\x12\x15\n\x0bstop_string\x18\x07 \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\x08 \x01(\x05H\x00\x12\x0c\n\x04seed\x18\x0b \x01(\x04\x12#\n\x06timing\x18\r \x01(\x0b\x32\x13.llm_grpc.v1.TimingB\x0c\n\nstop_match\"N\n\x18\x42\x61tchGenerateTextRequest\x12\x32\n\x08requests\x18\x01 \x03(\x0b\x32 .llm_grpc.v1.GenerateTextRequest\"\x91\x01\n\x19\x42\x61tchGenerateTextResponse\x12\x0c\n\x04item\x18\x01 \x01(\x05\x12\x35\n\x08response\x18\x02 \x01(\x0b\x32!.llm_grpc.v1.GenerateTextResponseH\x00\x12%\n\x06status\x18\x03 \x01(\x0b\x32\x13.llm_grpc.v1.StatusH\x00\x42\x08\n\x06result\"N\n\x06Status\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\"\x97\x02\n\x10ScoreTextRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x12\n\ncandidates\x18\x02 \x03(\t\x12\x32\n\x13\x63\x61ndidate_token_ids\x18\x03 \x03(\x0b\x32\x15.llm_grpc.v1.TokenIds\x12\r\n\x05model\x18\x04 \x01(\t\x12\x14\n\x0ctop_logprobs\x18\x05 \x01(\x05\x12\x12\n\ntoken_text\x18\x06 \x01(\x08\x12\x18\n\x10prompt_token_ids\x18\t \x03(\x05\x12\x12\n\nrequest_id\x18\n \x01(\t\x12\x10\n\x08priority\x18\x0b \x01(\x05\x12\x0f\n\x07\x61\x64\x61pter\x18\x0c \x01(\t\x12!\n\x05\x63\x61\x63he\x18\x0e \x01(\x0b\x32\x12.llm_grpc.v1.Cache\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\x05\"}\n\x11ScoreTextResponse\x12\"\n\x06scores\x18\x01 \x03(\x0b\x32\x12.llm_grpc.v1.Score\x12!\n\x05usage\x18\x04 \x01(\x0b\x32\x12.llm_grpc.v1.Usage\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\r\n\x05model\x18\x0c \x01(\t\"<\n\x05Score\x12\x0f\n\x07logprob\x18\x01 \x01(\x01\x12\"\n\x06tokens\x18\x02 \x03(\x0b\x32\x12.llm_grpc.v1.Token\"-\n\x17\x43\x61ncelGenerationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"1\n\x18\x43\x61ncelGenerationResponse\x12\x15\n\rnum_cancelled\x18\x01 \x01(\x05*\xd2\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x01\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x02\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x03\x12\x1f\n\x1b\x46INISH_REASON_CONTEXT_LIMIT\x10\x04\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x06\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x08\x32\xd3\x04\n\nLLMService\x12S\n\x0cGenerateText\x12 .llm_grpc.v1.GenerateTextRequest\x1a!.llm_grpc.v1.GenerateTextResponse\x12[\n\x12StreamGenerateText\x12 .llm_grpc.v1.GenerateTextRequest\x1a!.llm_grpc.v1.GenerateTextResponse0\x01\x12;\n\x04\x43hat\x12\x18.llm_grpc.v1.ChatRequest\x1a\x19.llm_grpc.v1.ChatResponse\x12\x43\n\nStreamChat\x12\x18.llm_grpc.v1.ChatRequest\x1a\x19.llm_grpc.v1.ChatResponse0\x01\x12\x64\n\x11\x42\x61tchGenerateText\x12%.llm_grpc.v1.BatchGenerateTextRequest\x1a&.llm_grpc.v1.BatchGenerateTextResponse0\x01\x12J\n\tScoreText\x12\x1d.llm_grpc.v1.ScoreTextRequest\x1a\x1e.llm_grpc.v1.ScoreTextResponse\x12_\n\x10\x43\x61ncelGeneration\x12$.llm_grpc.v1.CancelGenerationRequest\x1a%.llm_grpc.v1.CancelGenerationResponseB\x8e\x01\n\x15io.github.llm_grpc.v1B\x08LlmProtoP\x01Z;github.com/llm-grpc/llm-grpc/clients/go/llmgrpcv1;llmgrpcv1\xa2\x02\x03LLM\xaa\x02\nLlmGrpc.V1\xca\x02\nLlmGrpc\\V1\xea\x02\x0bLlmGrpc::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,24 +35,66 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llm_grpc.v1.llm_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\025io.github.llm_grpc.v1B\010LlmProtoP\001Z;github.com/llm-grpc/llm-grpc/clients/go/llmgrpcv1;llmgrpcv1\242\002\003LLM\252\002\nLlmGrpc.V1\312\002\nLlmGrpc\\V1\352\002\013LlmGrpc::V1'
-  _globals['_FINISHREASON']._serialized_start=1004
-  _globals['_FINISHREASON']._serialized_end=1155
-  _globals['_GENERATETEXTREQUEST']._serialized_start=39
-  _globals['_GENERATETEXTREQUEST']._serialized_end=331
-  _globals['_SAMPLING']._serialized_start=334
-  _globals['_SAMPLING']._serialized_end=474
-  _globals['_STOPPING']._serialized_start=476
-  _globals['_STOPPING']._serialized_end=528
-  _globals['_RESPONSEOPTIONS']._serialized_start=530
-  _globals['_RESPONSEOPTIONS']._serialized_end=563
-  _globals['_CACHE']._serialized_start=565
-  _globals['_CACHE']._serialized_end=604
-  _globals['_GENERATETEXTRESPONSE']._serialized_start=607
-  _globals['_GENERATETEXTRESPONSE']._serialized_end=898
-  _globals['_TOKEN']._serialized_start=900
-  _globals['_TOKEN']._serialized_end=919
-  _globals['_USAGE']._serialized_start=921
-  _globals['_USAGE']._serialized_end=1001
-  _globals['_LLMSERVICE']._serialized_start=1158
-  _globals['_LLMSERVICE']._serialized_end=1348
+  _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
+  _globals['_FINISHREASON']._serialized_start=5286
+  _globals['_FINISHREASON']._serialized_end=5496
+  _globals['_GENERATETEXTREQUEST']._serialized_start=120
+  _globals['_GENERATETEXTREQUEST']._serialized_end=544
+  _globals['_SAMPLING']._serialized_start=547
+  _globals['_SAMPLING']._serialized_end=1100
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=911
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=959
+  _globals['_STOPPING']._serialized_start=1102
+  _globals['_STOPPING']._serialized_end=1220
+  _globals['_RESPONSEOPTIONS']._serialized_start=1223
+  _globals['_RESPONSEOPTIONS']._serialized_end=1440
+  _globals['_CONSTRAINT']._serialized_start=1443
+  _globals['_CONSTRAINT']._serialized_end=1590
+  _globals['_CHOICE']._serialized_start=1592
+  _globals['_CHOICE']._serialized_end=1617
+  _globals['_CACHE']._serialized_start=1619
+  _globals['_CACHE']._serialized_end=1658
+  _globals['_GENERATETEXTRESPONSE']._serialized_start=1661
+  _globals['_GENERATETEXTRESPONSE']._serialized_end=2145
+  _globals['_GENERATEDSEQUENCE']._serialized_start=2148
+  _globals['_GENERATEDSEQUENCE']._serialized_end=2440
+  _globals['_TOKEN']._serialized_start=2443
+  _globals['_TOKEN']._serialized_end=2578
+  _globals['_TOPLOGPROB']._serialized_start=2580
+  _globals['_TOPLOGPROB']._serialized_end=2635
+  _globals['_PROMPTINFO']._serialized_start=2637
+  _globals['_PROMPTINFO']._serialized_end=2725
+  _globals['_TIMING']._serialized_start=2727
+  _globals['_TIMING']._serialized_end=2824
+  _globals['_RECEIPT']._serialized_start=2827
+  _globals['_RECEIPT']._serialized_end=2983
+  _globals['_USAGE']._serialized_start=2985
+  _globals['_USAGE']._serialized_end=3065
+  _globals['_CHATREQUEST']._serialized_start=3068
+  _globals['_CHATREQUEST']._serialized_end=3585
+  _globals['_CHATRESPONSE']._serialized_start=3588
+  _globals['_CHATRESPONSE']._serialized_end=4074
+  _globals['_CHATCHOICE']._serialized_start=4077
+  _globals['_CHATCHOICE']._serialized_end=4381
+  _globals['_BATCHGENERATETEXTREQUEST']._serialized_start=4383
+  _globals['_BATCHGENERATETEXTREQUEST']._serialized_end=4461
+  _globals['_BATCHGENERATETEXTRESPONSE']._serialized_start=4464
+  _globals['_BATCHGENERATETEXTRESPONSE']._serialized_end=4609
+  _globals['_STATUS']._serialized_start=4611
+  _globals['_STATUS']._serialized_end=4689
+  _globals['_SCORETEXTREQUEST']._serialized_start=4692
+  _globals['_SCORETEXTREQUEST']._serialized_end=4971
+  _globals['_TOKENIDS']._serialized_start=4973
+  _globals['_TOKENIDS']._serialized_end=4996
+  _globals['_SCORETEXTRESPONSE']._serialized_start=4998
+  _globals['_SCORETEXTRESPONSE']._serialized_end=5123
+  _globals['_SCORE']._serialized_start=5125
+  _globals['_SCORE']._serialized_end=5185
+  _globals['_CANCELGENERATIONREQUEST']._serialized_start=5187
+  _globals['_CANCELGENERATIONREQUEST']._serialized_end=5232
+  _globals['_CANCELGENERATIONRESPONSE']._serialized_start=5234
+  _globals['_CANCELGENERATIONRESPONSE']._serialized_end=5283
+  _globals['_LLMSERVICE']._serialized_start=5499
+  _globals['_LLMSERVICE']._serialized_end=6094
 # @@protoc_insertion_point(module_scope)

@@ -10,10 +10,13 @@ UNSUPPORTED_PARAMETER), never ignored.
 """
 
 from collections import abc as _abc
+from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from llm_grpc.v1 import chat_pb2 as _chat_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -36,15 +39,21 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_EOS: _FinishReason.ValueType  # 1
     """FINISH_REASON_EOS: the model generated an end-of-sequence token."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 2
-    """FINISH_REASON_STOP: a stop string of the request appeared."""
+    """FINISH_REASON_STOP: a stop string of the request appeared, or one of its stop_token_ids, or the text
+    has the form that the constraint asks for and nothing may follow.
+    """
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 3
     """FINISH_REASON_LENGTH: max_tokens were generated."""
     FINISH_REASON_CONTEXT_LIMIT: _FinishReason.ValueType  # 4
     """FINISH_REASON_CONTEXT_LIMIT: prompt and text together fill the model's context."""
+    FINISH_REASON_CANCELLED: _FinishReason.ValueType  # 6
+    """FINISH_REASON_CANCELLED: CancelGeneration ended it."""
+    FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 8
+    """FINISH_REASON_TOOL_CALLS: the model calls tools."""
 
 class FinishReason(_FinishReason, metaclass=_FinishReasonEnumTypeWrapper):
     """FinishReason says why a text ended. Numbers kept for reasons that come later: 5 DEADLINE,
-    6 CANCELLED, 7 CONTENT_FILTER, 8 TOOL_CALLS.
+    7 CONTENT_FILTER.
     """
 
 FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
@@ -52,11 +61,17 @@ FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 FINISH_REASON_EOS: FinishReason.ValueType  # 1
 """FINISH_REASON_EOS: the model generated an end-of-sequence token."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 2
-"""FINISH_REASON_STOP: a stop string of the request appeared."""
+"""FINISH_REASON_STOP: a stop string of the request appeared, or one of its stop_token_ids, or the text
+has the form that the constraint asks for and nothing may follow.
+"""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 3
 """FINISH_REASON_LENGTH: max_tokens were generated."""
 FINISH_REASON_CONTEXT_LIMIT: FinishReason.ValueType  # 4
 """FINISH_REASON_CONTEXT_LIMIT: prompt and text together fill the model's context."""
+FINISH_REASON_CANCELLED: FinishReason.ValueType  # 6
+"""FINISH_REASON_CANCELLED: CancelGeneration ended it."""
+FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 8
+"""FINISH_REASON_TOOL_CALLS: the model calls tools."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
 @_typing.final
@@ -64,8 +79,7 @@ class GenerateTextRequest(_message.Message):
     """GenerateTextRequest is the request of both generation methods. Fields 1 to 3 carry the numbers and
     meanings of the original, package-less TextGenerationRequest.
 
-    Numbers kept for fields that come later: 7 constraint, 10 request_id, 11 priority, 12 adapter,
-    13 truncate_prompt_tokens, 16 decoder_prompt.
+    Numbers kept for fields that come later: 16 decoder_prompt.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -76,8 +90,13 @@ class GenerateTextRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     STOPPING_FIELD_NUMBER: _builtins.int
+    CONSTRAINT_FIELD_NUMBER: _builtins.int
     RESPONSE_OPTIONS_FIELD_NUMBER: _builtins.int
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    TRUNCATE_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """prompt is the text to continue. With the model's special tokens it must fit
@@ -93,6 +112,25 @@ class GenerateTextRequest(_message.Message):
     """
     model: _builtins.str
     """model names the model to use. Empty means the server's default model."""
+    request_id: _builtins.str
+    """request_id is the caller's name for this request, at most 128 bytes of UTF-8, echoed in the answer. The
+    same request of the same caller under the same request_id, sent again while the first is computed or
+    within the server's window after it has ended, is not computed again: it gets the same answer. Another
+    request under that request_id is a request of its own. CancelGeneration takes it. Empty means none.
+    """
+    priority: _builtins.int
+    """priority orders the requests that wait: higher ones first, -100 to 100. Above the caller's
+    Model.limits.max_priority it counts as that. A request that waits rises by one level for each so many
+    seconds that the server is configured with, so that none waits for ever. 0 is the ordinary one.
+    """
+    adapter: _builtins.str
+    """adapter names the adapter to use, one of Model.adapters. Empty means the model as it is. NOT_FOUND
+    (ADAPTER_NOT_FOUND) where there is none of that name.
+    """
+    truncate_prompt_tokens: _builtins.int
+    """truncate_prompt_tokens keeps that many tokens of the prompt at most, the last ones, special tokens
+    included: 1 to Model.limits.max_prompt_tokens. 0 keeps all, and a prompt that does not fit is refused.
+    """
     @_builtins.property
     def sampling(self) -> Global___Sampling:
         """sampling says how the next token is chosen. Unset means the server's defaults."""
@@ -102,6 +140,10 @@ class GenerateTextRequest(_message.Message):
         """stopping says what ends the text besides the end-of-sequence token and max_tokens. Unset means
         nothing else.
         """
+
+    @_builtins.property
+    def constraint(self) -> Global___Constraint:
+        """constraint holds the text to a form: every answer that ends by itself has it. Unset means none."""
 
     @_builtins.property
     def response_options(self) -> Global___ResponseOptions:
@@ -129,13 +171,18 @@ class GenerateTextRequest(_message.Message):
         model: _builtins.str = ...,
         sampling: Global___Sampling | None = ...,
         stopping: Global___Stopping | None = ...,
+        constraint: Global___Constraint | None = ...,
         response_options: Global___ResponseOptions | None = ...,
         prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        request_id: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        adapter: _builtins.str = ...,
+        truncate_prompt_tokens: _builtins.int = ...,
         cache: Global___Cache | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "response_options", b"response_options", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "constraint", b"constraint", "response_options", b"response_options", "sampling", b"sampling", "stopping", b"stopping"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "response_options", b"response_options", "sampling", b"sampling", "stopping", b"stopping", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "cache", b"cache", "constraint", b"constraint", "max_tokens", b"max_tokens", "model", b"model", "priority", b"priority", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "response_options", b"response_options", "sampling", b"sampling", "stopping", b"stopping", "temperature", b"temperature", "truncate_prompt_tokens", b"truncate_prompt_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -143,16 +190,48 @@ Global___GenerateTextRequest: _TypeAlias = GenerateTextRequest  # noqa: Y015
 
 @_typing.final
 class Sampling(_message.Message):
-    """Sampling says how the next token is chosen. Truncations apply in the order top_k, then top_p, to the
-    distribution after temperature.
+    """Sampling says how the next token is chosen. From the model's logits: first what may not come is taken
+    out (constraint, allowed_token_ids, banned_token_ids, stopping.min_tokens), logit_bias is added, then
+    come repetition_penalty, frequency_penalty and presence_penalty. Temperature 0 takes the largest. Else
+    they are divided by temperature, and top_k, top_p, min_p and typical_p, in this order, each keep a part
+    of what the ones before have left; a token is drawn from the rest.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LogitBiasEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    MIN_P_FIELD_NUMBER: _builtins.int
+    TYPICAL_P_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
+    LOGIT_BIAS_FIELD_NUMBER: _builtins.int
+    ALLOWED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    BANNED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
     """temperature divides the logits, 0 to 2. 0 is greedy: the most likely token. Unset means the
     request's temperature field, and where that is 0, the server's default.
@@ -169,6 +248,49 @@ class Sampling(_message.Message):
     """seed makes sampling repeatable: the same request with the same seed gives the same tokens on the
     same model and runtime, alone or in a batch. Unset means that the server draws one and reports it.
     """
+    min_p: _builtins.float
+    """min_p keeps the tokens that are at least this likely, as a share of the likeliest one's probability:
+    0 to 1. Unset and 0 keep all.
+    """
+    typical_p: _builtins.float
+    """typical_p keeps the tokens whose surprise is nearest to the expected one, until their probability
+    reaches it (locally typical sampling, Meister et al. 2022): above 0 and at most 1. Unset and 1 keep all.
+    """
+    repetition_penalty: _builtins.float
+    """repetition_penalty divides positive logits, and multiplies negative ones, of tokens that the prompt or
+    the text has (Keskar et al. 2019): above 0 and at most 10. Unset and 1 change nothing.
+    """
+    presence_penalty: _builtins.float
+    """presence_penalty is subtracted from the logits of tokens that the text has: -2 to 2. Unset means the
+    server's default, Model.defaults.presence_penalty.
+    """
+    frequency_penalty: _builtins.float
+    """frequency_penalty is subtracted from the logit of a token for each time that the text has it: -2 to 2.
+    Unset means the server's default, Model.defaults.frequency_penalty.
+    """
+    n: _builtins.int
+    """n is the number of sequences to generate, 1 to Model.limits.max_sequences. Unset means 1. Sequence i
+    is what one request with the seed plus i gets (modulo 2^64); the prompt is computed once. More than one
+    needs a temperature above 0.
+    """
+    @_builtins.property
+    def logit_bias(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
+        """logit_bias is added to the logits of these tokens: -100 to 100. At most Model.limits.max_token_list
+        entries; each key is 0 to Model.vocabulary_size - 1.
+        """
+
+    @_builtins.property
+    def allowed_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """allowed_token_ids are the only tokens that may come, besides an end-of-sequence token. Empty means all.
+        At most Model.limits.max_token_list.
+        """
+
+    @_builtins.property
+    def banned_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """banned_token_ids may not come. At most Model.limits.max_token_list. It must not ban all that
+        allowed_token_ids allow.
+        """
+
     def __init__(
         self,
         *,
@@ -176,11 +298,30 @@ class Sampling(_message.Message):
         top_p: _builtins.float | None = ...,
         top_k: _builtins.int | None = ...,
         seed: _builtins.int | None = ...,
+        min_p: _builtins.float | None = ...,
+        typical_p: _builtins.float | None = ...,
+        repetition_penalty: _builtins.float | None = ...,
+        presence_penalty: _builtins.float | None = ...,
+        frequency_penalty: _builtins.float | None = ...,
+        logit_bias: _abc.Mapping[_builtins.int, _builtins.float] | None = ...,
+        allowed_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        banned_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        n: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_n", b"_n", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "frequency_penalty", b"frequency_penalty", "min_p", b"min_p", "n", b"n", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty", "_min_p", b"_min_p", "_n", b"_n", "_presence_penalty", b"_presence_penalty", "_repetition_penalty", b"_repetition_penalty", "_seed", b"_seed", "_temperature", b"_temperature", "_top_k", b"_top_k", "_top_p", b"_top_p", "_typical_p", b"_typical_p", "allowed_token_ids", b"allowed_token_ids", "banned_token_ids", b"banned_token_ids", "frequency_penalty", b"frequency_penalty", "logit_bias", b"logit_bias", "min_p", b"min_p", "n", b"n", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty", "seed", b"seed", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p", "typical_p", b"typical_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__frequency_penalty: _TypeAlias = _typing.Literal["frequency_penalty"]  # noqa: Y015
+    _WhichOneofArgType__frequency_penalty: _TypeAlias = _typing.Literal["_frequency_penalty", b"_frequency_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__min_p: _TypeAlias = _typing.Literal["min_p"]  # noqa: Y015
+    _WhichOneofArgType__min_p: _TypeAlias = _typing.Literal["_min_p", b"_min_p"]  # noqa: Y015
+    _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
+    _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
+    _WhichOneofReturnType__presence_penalty: _TypeAlias = _typing.Literal["presence_penalty"]  # noqa: Y015
+    _WhichOneofArgType__presence_penalty: _TypeAlias = _typing.Literal["_presence_penalty", b"_presence_penalty"]  # noqa: Y015
+    _WhichOneofReturnType__repetition_penalty: _TypeAlias = _typing.Literal["repetition_penalty"]  # noqa: Y015
+    _WhichOneofArgType__repetition_penalty: _TypeAlias = _typing.Literal["_repetition_penalty", b"_repetition_penalty"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
@@ -189,6 +330,18 @@ class Sampling(_message.Message):
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
     _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
     _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    _WhichOneofReturnType__typical_p: _TypeAlias = _typing.Literal["typical_p"]  # noqa: Y015
+    _WhichOneofArgType__typical_p: _TypeAlias = _typing.Literal["_typical_p", b"_typical_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__frequency_penalty) -> _WhichOneofReturnType__frequency_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_p) -> _WhichOneofReturnType__min_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__presence_penalty) -> _WhichOneofReturnType__presence_penalty | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repetition_penalty) -> _WhichOneofReturnType__repetition_penalty | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
     @_typing.overload
@@ -197,20 +350,28 @@ class Sampling(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_k) -> _WhichOneofReturnType__top_k | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__typical_p) -> _WhichOneofReturnType__typical_p | None: ...
 
 Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 
 @_typing.final
 class Stopping(_message.Message):
-    """Stopping says what ends the text.
-
-    Numbers kept for fields that come later: 2 stop_token_ids, 3 include_stop, 4 min_tokens.
-    """
+    """Stopping says what ends the text."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     STOP_STRINGS_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    INCLUDE_STOP_FIELD_NUMBER: _builtins.int
+    MIN_TOKENS_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
+    include_stop: _builtins.bool
+    """include_stop leaves the stop string, or the text of the stop token, at the end of the text."""
+    min_tokens: _builtins.int
+    """min_tokens is the number of tokens before which neither an end-of-sequence token nor one of
+    stop_token_ids may come, and before which no stop string is looked for: 0 to max_tokens.
+    """
     ignore_eos: _builtins.bool
     """ignore_eos makes an end-of-sequence token a token like any other: the text ends at a stop string,
     at max_tokens or at the context limit.
@@ -222,15 +383,24 @@ class Stopping(_message.Message):
         Model.limits.max_stop_string_bytes bytes of UTF-8.
         """
 
+    @_builtins.property
+    def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """stop_token_ids end the text as an end-of-sequence token does, with finish_reason STOP. They give no
+        text, unless include_stop is set. At most Model.limits.max_token_list.
+        """
+
     def __init__(
         self,
         *,
         stop_strings: _abc.Iterable[_builtins.str] | None = ...,
+        stop_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        include_stop: _builtins.bool = ...,
+        min_tokens: _builtins.int = ...,
         ignore_eos: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ignore_eos", b"ignore_eos", "stop_strings", b"stop_strings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ignore_eos", b"ignore_eos", "include_stop", b"include_stop", "min_tokens", b"min_tokens", "stop_strings", b"stop_strings", "stop_token_ids", b"stop_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -243,22 +413,134 @@ class ResponseOptions(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKENS_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOKEN_TEXT_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    ECHO_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
     tokens: _builtins.bool
     """tokens asks for GenerateTextResponse.tokens on every message. A stream then has a message for each
     token that has come, also where its text is not complete yet.
     """
+    logprobs: _builtins.bool
+    """logprobs asks for Token.logprob. It implies tokens."""
+    top_logprobs: _builtins.int
+    """top_logprobs asks for that many Token.top_logprobs, 0 to Model.limits.max_top_logprobs. It implies
+    tokens.
+    """
+    token_text: _builtins.bool
+    """token_text asks for Token.text and Token.text_offset. It implies tokens."""
+    prompt_logprobs: _builtins.bool
+    """prompt_logprobs asks for the logarithms of probabilities of the prompt's tokens, in prompt_info. The
+    whole prompt is computed for that, whatever is cached.
+    """
+    prompt_top_logprobs: _builtins.int
+    """prompt_top_logprobs asks for that many likelier tokens at each place of the prompt, 0 to
+    Model.limits.max_top_logprobs. It implies prompt_logprobs.
+    """
+    prompt_tokens: _builtins.bool
+    """prompt_tokens asks for the prompt's tokens, in prompt_info."""
+    echo: _builtins.bool
+    """echo asks for the prompt's text, in prompt_info."""
+    timing: _builtins.bool
+    """timing asks for GenerateTextResponse.timing."""
+    receipt: _builtins.bool
+    """receipt asks for GenerateTextResponse.receipt."""
     def __init__(
         self,
         *,
         tokens: _builtins.bool = ...,
+        logprobs: _builtins.bool = ...,
+        top_logprobs: _builtins.int = ...,
+        token_text: _builtins.bool = ...,
+        prompt_logprobs: _builtins.bool = ...,
+        prompt_top_logprobs: _builtins.int = ...,
+        prompt_tokens: _builtins.bool = ...,
+        echo: _builtins.bool = ...,
+        timing: _builtins.bool = ...,
+        receipt: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["echo", b"echo", "logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs", "prompt_tokens", b"prompt_tokens", "prompt_top_logprobs", b"prompt_top_logprobs", "receipt", b"receipt", "timing", b"timing", "token_text", b"token_text", "tokens", b"tokens", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResponseOptions: _TypeAlias = ResponseOptions  # noqa: Y015
+
+@_typing.final
+class Constraint(_message.Message):
+    """Constraint holds the text to a form. A text that max_tokens, the context or a stop string cuts may lack
+    its end.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    JSON_OBJECT_FIELD_NUMBER: _builtins.int
+    REGEX_FIELD_NUMBER: _builtins.int
+    GRAMMAR_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
+    json_schema: _builtins.str
+    """json_schema is a JSON schema, as text: the answer is a JSON document that is valid by it. What the
+    server does not know of JSON schema is refused, never ignored.
+    """
+    json_object: _builtins.bool
+    """json_object asks for any JSON object. It must be true."""
+    regex: _builtins.str
+    """regex is a regular expression that the whole text matches, in the syntax of Rust's regex crate."""
+    grammar: _builtins.str
+    """grammar is a context-free grammar in the Lark format, as llguidance reads it, with a rule `start`."""
+    @_builtins.property
+    def choice(self) -> Global___Choice:
+        """choice is a list of texts, one of which is the answer."""
+
+    def __init__(
+        self,
+        *,
+        json_schema: _builtins.str = ...,
+        json_object: _builtins.bool = ...,
+        regex: _builtins.str = ...,
+        grammar: _builtins.str = ...,
+        choice: Global___Choice | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "constraint", b"constraint", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "constraint", b"constraint", "grammar", b"grammar", "json_object", b"json_object", "json_schema", b"json_schema", "regex", b"regex"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_constraint: _TypeAlias = _typing.Literal["json_schema", "json_object", "regex", "grammar", "choice"]  # noqa: Y015
+    _WhichOneofArgType_constraint: _TypeAlias = _typing.Literal["constraint", b"constraint"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_constraint) -> _WhichOneofReturnType_constraint | None: ...
+
+Global___Constraint: _TypeAlias = Constraint  # noqa: Y015
+
+@_typing.final
+class Choice(_message.Message):
+    """Choice is a list of texts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHOICES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """choices are the texts, at least one, none empty."""
+
+    def __init__(
+        self,
+        *,
+        choices: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Choice: _TypeAlias = Choice  # noqa: Y015
 
 @_typing.final
 class Cache(_message.Message):
@@ -293,10 +575,9 @@ Global___Cache: _TypeAlias = Cache  # noqa: Y015
 
 @_typing.final
 class GenerateTextResponse(_message.Message):
-    """GenerateTextResponse is the answer, or one part of it in a stream.
-
-    Numbers kept for fields that come later: 6 prompt_info, 9 request_id, 13 timing, 14 receipt,
-    15 sequences.
+    """GenerateTextResponse is the answer, or one part of it in a stream. Where sampling.n asks for several
+    sequences, each message of a stream is about the one that index names; in GenerateText all fields are
+    about the first one, and sequences holds all of them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -306,11 +587,16 @@ class GenerateTextResponse(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    PROMPT_INFO_FIELD_NUMBER: _builtins.int
     STOP_STRING_FIELD_NUMBER: _builtins.int
     STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    SEQUENCES_FIELD_NUMBER: _builtins.int
     generated_text: _builtins.str
     """generated_text is the whole text (GenerateText) or what came since the previous message
     (StreamGenerateText). It never holds the prompt. It may be empty on the last message.
@@ -322,18 +608,22 @@ class GenerateTextResponse(_message.Message):
     stop_string: _builtins.str
     """stop_string is the stop string that appeared (finish_reason STOP)."""
     stop_token_id: _builtins.int
-    """stop_token_id is the end-of-sequence token that was generated (finish_reason EOS)."""
+    """stop_token_id is the end-of-sequence token that was generated (finish_reason EOS), or the one of
+    stopping.stop_token_ids (finish_reason STOP).
+    """
+    request_id: _builtins.str
+    """request_id is the request's. Set on the last message of each sequence."""
     sequence: _builtins.int
-    """sequence numbers the messages of a stream from 0. 0 in GenerateText."""
+    """sequence numbers the messages of a stream from 0, those of all sequences together. 0 in GenerateText."""
     seed: _builtins.int
-    """seed is the seed that was used. Set on the last message; 0 where the text was chosen greedily and
-    no seed was given.
+    """seed is the seed that was used, sequence 0's plus index. Set on the last message; 0 where the text was
+    chosen greedily and no seed was given.
     """
     model: _builtins.str
     """model is the name of the model that answered. Set on the last message."""
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """usage counts tokens. Set on the last message only."""
+        """usage counts tokens of this sequence. Set on its last message only."""
 
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
@@ -341,6 +631,96 @@ class GenerateTextResponse(_message.Message):
         response_options.tokens asks for it. They count as usage.completion_tokens does: tokens whose text a
         stop string took away are among them.
         """
+
+    @_builtins.property
+    def prompt_info(self) -> Global___PromptInfo:
+        """prompt_info is what response_options ask for about the prompt. Set on the first message of a stream,
+        which has index 0.
+        """
+
+    @_builtins.property
+    def timing(self) -> Global___Timing:
+        """timing says what took how long. Set on the last message of each sequence where response_options.timing
+        asks for it.
+        """
+
+    @_builtins.property
+    def receipt(self) -> Global___Receipt:
+        """receipt says what computed the answer. Set on the last message of each sequence where
+        response_options.receipt asks for it.
+        """
+
+    @_builtins.property
+    def sequences(self) -> _containers.RepeatedCompositeFieldContainer[Global___GeneratedSequence]:
+        """sequences are all the sequences by index. Set in GenerateText where sampling.n is above 1."""
+
+    def __init__(
+        self,
+        *,
+        generated_text: _builtins.str = ...,
+        finish_reason: Global___FinishReason.ValueType = ...,
+        index: _builtins.int = ...,
+        usage: Global___Usage | None = ...,
+        tokens: _abc.Iterable[Global___Token] | None = ...,
+        prompt_info: Global___PromptInfo | None = ...,
+        stop_string: _builtins.str = ...,
+        stop_token_id: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        model: _builtins.str = ...,
+        timing: Global___Timing | None = ...,
+        receipt: Global___Receipt | None = ...,
+        sequences: _abc.Iterable[Global___GeneratedSequence] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt_info", b"prompt_info", "receipt", b"receipt", "stop_match", b"stop_match", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "generated_text", b"generated_text", "index", b"index", "model", b"model", "prompt_info", b"prompt_info", "receipt", b"receipt", "request_id", b"request_id", "seed", b"seed", "sequence", b"sequence", "sequences", b"sequences", "stop_match", b"stop_match", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "timing", b"timing", "tokens", b"tokens", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_stop_match: _TypeAlias = _typing.Literal["stop_string", "stop_token_id"]  # noqa: Y015
+    _WhichOneofArgType_stop_match: _TypeAlias = _typing.Literal["stop_match", b"stop_match"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_stop_match) -> _WhichOneofReturnType_stop_match | None: ...
+
+Global___GenerateTextResponse: _TypeAlias = GenerateTextResponse  # noqa: Y015
+
+@_typing.final
+class GeneratedSequence(_message.Message):
+    """GeneratedSequence is one of several texts. Its fields are those of GenerateTextResponse."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATED_TEXT_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    STOP_STRING_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
+    generated_text: _builtins.str
+    """generated_text is the whole text."""
+    finish_reason: Global___FinishReason.ValueType
+    """finish_reason says why the text ended."""
+    index: _builtins.int
+    """index is its number, from 0."""
+    stop_string: _builtins.str
+    """stop_string is the stop string that appeared."""
+    stop_token_id: _builtins.int
+    """stop_token_id is the token that ended the text."""
+    seed: _builtins.int
+    """seed is the seed that was used."""
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """usage counts its tokens. The prompt was computed once, however many sequences there are."""
+
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
+        """tokens are its tokens, where the request asks for them."""
+
+    @_builtins.property
+    def timing(self) -> Global___Timing:
+        """timing says what took how long."""
 
     def __init__(
         self,
@@ -352,41 +732,213 @@ class GenerateTextResponse(_message.Message):
         tokens: _abc.Iterable[Global___Token] | None = ...,
         stop_string: _builtins.str = ...,
         stop_token_id: _builtins.int = ...,
-        sequence: _builtins.int = ...,
         seed: _builtins.int = ...,
-        model: _builtins.str = ...,
+        timing: Global___Timing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["stop_match", b"stop_match", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stop_match", b"stop_match", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "generated_text", b"generated_text", "index", b"index", "model", b"model", "seed", b"seed", "sequence", b"sequence", "stop_match", b"stop_match", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "tokens", b"tokens", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "generated_text", b"generated_text", "index", b"index", "seed", b"seed", "stop_match", b"stop_match", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "timing", b"timing", "tokens", b"tokens", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_stop_match: _TypeAlias = _typing.Literal["stop_string", "stop_token_id"]  # noqa: Y015
     _WhichOneofArgType_stop_match: _TypeAlias = _typing.Literal["stop_match", b"stop_match"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_stop_match) -> _WhichOneofReturnType_stop_match | None: ...
 
-Global___GenerateTextResponse: _TypeAlias = GenerateTextResponse  # noqa: Y015
+Global___GeneratedSequence: _TypeAlias = GeneratedSequence  # noqa: Y015
 
 @_typing.final
 class Token(_message.Message):
-    """Token is one generated token."""
+    """Token is one token."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    TEXT_OFFSET_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """id is the token's id in the model's vocabulary."""
+    logprob: _builtins.float
+    """logprob is the natural logarithm of the probability that the model gave this token: of its own
+    distribution, before anything that Sampling says. Unset where it was not asked for, and for the first
+    token of a prompt.
+    """
+    text: _builtins.bytes
+    """text is the bytes that this token gave the text: a part of a character at times, hence bytes. Those of
+    all tokens, one after the other, are the text, where no stop string took some away.
+    """
+    text_offset: _builtins.int
+    """text_offset is where they begin: bytes of UTF-8 from the beginning of the sequence's text."""
+    @_builtins.property
+    def top_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopLogprob]:
+        """top_logprobs are the likeliest tokens at this place, likeliest first, of equal ones the lower id first."""
+
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
+        logprob: _builtins.float | None = ...,
+        top_logprobs: _abc.Iterable[Global___TopLogprob] | None = ...,
+        text: _builtins.bytes = ...,
+        text_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "logprob", b"logprob"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "id", b"id", "logprob", b"logprob", "text", b"text", "text_offset", b"text_offset", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__logprob: _TypeAlias = _typing.Literal["logprob"]  # noqa: Y015
+    _WhichOneofArgType__logprob: _TypeAlias = _typing.Literal["_logprob", b"_logprob"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logprob) -> _WhichOneofReturnType__logprob | None: ...
+
+Global___Token: _TypeAlias = Token  # noqa: Y015
+
+@_typing.final
+class TopLogprob(_message.Message):
+    """TopLogprob is a token that could have been."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """id is the token's id in the model's vocabulary."""
+    logprob: _builtins.float
+    """logprob is the natural logarithm of its probability, as Token.logprob is."""
+    text: _builtins.bytes
+    """text is the token's bytes, where response_options.token_text asks for texts."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        logprob: _builtins.float = ...,
+        text: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "logprob", b"logprob", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Token: _TypeAlias = Token  # noqa: Y015
+Global___TopLogprob: _TypeAlias = TopLogprob  # noqa: Y015
+
+@_typing.final
+class PromptInfo(_message.Message):
+    """PromptInfo is about the prompt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """text is the prompt as the model saw it, with response_options.echo: what is left of it after
+    truncation, without special tokens; for Chat what the template made of the conversation.
+    """
+    truncated_tokens: _builtins.int
+    """truncated_tokens counts the tokens that truncate_prompt_tokens took away."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
+        """tokens are the prompt's tokens, special ones included, with prompt_tokens or prompt_logprobs."""
+
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        tokens: _abc.Iterable[Global___Token] | None = ...,
+        truncated_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "tokens", b"tokens", "truncated_tokens", b"truncated_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptInfo: _TypeAlias = PromptInfo  # noqa: Y015
+
+@_typing.final
+class Timing(_message.Message):
+    """Timing says what took how long, in milliseconds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUEUE_MS_FIELD_NUMBER: _builtins.int
+    PREFILL_MS_FIELD_NUMBER: _builtins.int
+    TIME_TO_FIRST_TOKEN_MS_FIELD_NUMBER: _builtins.int
+    DECODE_MS_FIELD_NUMBER: _builtins.int
+    queue_ms: _builtins.float
+    """queue_ms is the time from admission until the engine began with the request."""
+    prefill_ms: _builtins.float
+    """prefill_ms is the time from then until the first token of the sequence."""
+    time_to_first_token_ms: _builtins.float
+    """time_to_first_token_ms is the time from admission until the first token."""
+    decode_ms: _builtins.float
+    """decode_ms is the time from the first token until the last one."""
+    def __init__(
+        self,
+        *,
+        queue_ms: _builtins.float = ...,
+        prefill_ms: _builtins.float = ...,
+        time_to_first_token_ms: _builtins.float = ...,
+        decode_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_ms", b"decode_ms", "prefill_ms", b"prefill_ms", "queue_ms", b"queue_ms", "time_to_first_token_ms", b"time_to_first_token_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Timing: _TypeAlias = Timing  # noqa: Y015
+
+@_typing.final
+class Receipt(_message.Message):
+    """Receipt says what computed an answer. With the same receipt and request the text is the same."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_DIGEST_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    LOWERING_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    ADAPTER_DIGEST_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    model_digest: _builtins.str
+    """model_digest is Model.digest."""
+    runtime: _builtins.str
+    """runtime is the name and version of what computed, for instance "onnxruntime 1.31.1"."""
+    provider: _builtins.str
+    """provider is the execution provider, for instance "CPUExecutionProvider"."""
+    weights: _builtins.str
+    """weights is the format of the weights, for instance "fp32"."""
+    lowering: _builtins.str
+    """lowering is the attention lowering of the graph, for instance "slots"."""
+    seed: _builtins.int
+    """seed is the seed that was used."""
+    adapter_digest: _builtins.str
+    """adapter_digest is Adapter.digest of the adapter that was used; empty without one."""
+    version: _builtins.str
+    """version is the version of llm-grpc."""
+    def __init__(
+        self,
+        *,
+        model_digest: _builtins.str = ...,
+        runtime: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        weights: _builtins.str = ...,
+        lowering: _builtins.str = ...,
+        seed: _builtins.int = ...,
+        adapter_digest: _builtins.str = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "lowering", b"lowering", "model_digest", b"model_digest", "provider", b"provider", "runtime", b"runtime", "seed", b"seed", "version", b"version", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Receipt: _TypeAlias = Receipt  # noqa: Y015
 
 @_typing.final
 class Usage(_message.Message):
@@ -419,3 +971,572 @@ class Usage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
+class ChatRequest(_message.Message):
+    """ChatRequest is a conversation that the model continues. Fields that GenerateTextRequest has too carry its
+    numbers and meanings.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    STOPPING_FIELD_NUMBER: _builtins.int
+    CONSTRAINT_FIELD_NUMBER: _builtins.int
+    RESPONSE_OPTIONS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    TOOL_CHOICE_FIELD_NUMBER: _builtins.int
+    TEMPLATE_OPTIONS_FIELD_NUMBER: _builtins.int
+    max_tokens: _builtins.int
+    """max_tokens is the most tokens to generate, as in GenerateTextRequest."""
+    temperature: _builtins.float
+    """temperature divides the logits, as in GenerateTextRequest."""
+    model: _builtins.str
+    """model names the model to use. Empty means the server's default model."""
+    request_id: _builtins.str
+    """request_id is the caller's name for this request, as in GenerateTextRequest."""
+    priority: _builtins.int
+    """priority orders the requests that wait, as in GenerateTextRequest."""
+    adapter: _builtins.str
+    """adapter names the adapter to use, as in GenerateTextRequest."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.ChatMessage]:
+        """messages are the conversation, at least one."""
+
+    @_builtins.property
+    def sampling(self) -> Global___Sampling:
+        """sampling says how the next token is chosen. Unset means the server's defaults."""
+
+    @_builtins.property
+    def stopping(self) -> Global___Stopping:
+        """stopping says what ends the text besides the end-of-sequence token and max_tokens."""
+
+    @_builtins.property
+    def constraint(self) -> Global___Constraint:
+        """constraint holds the message's content to a form. It must not be set where tools may be called."""
+
+    @_builtins.property
+    def response_options(self) -> Global___ResponseOptions:
+        """response_options say what the answer holds besides the message."""
+
+    @_builtins.property
+    def cache(self) -> Global___Cache:
+        """cache says how this request uses the key-value cache, as in GenerateTextRequest."""
+
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[_chat_pb2.Tool]:
+        """tools are what the model may call. Needs Model.capabilities.tools."""
+
+    @_builtins.property
+    def tool_choice(self) -> _chat_pb2.ToolChoice:
+        """tool_choice says whether it may or must. Unset means that the model decides."""
+
+    @_builtins.property
+    def template_options(self) -> _struct_pb2.Struct:
+        """template_options are given to the chat template under their names, for templates that know them, for
+        instance {"enable_thinking": false}. Names that the server itself gives are refused.
+        """
+
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[_chat_pb2.ChatMessage] | None = ...,
+        max_tokens: _builtins.int = ...,
+        temperature: _builtins.float = ...,
+        model: _builtins.str = ...,
+        sampling: Global___Sampling | None = ...,
+        stopping: Global___Stopping | None = ...,
+        constraint: Global___Constraint | None = ...,
+        response_options: Global___ResponseOptions | None = ...,
+        request_id: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        adapter: _builtins.str = ...,
+        cache: Global___Cache | None = ...,
+        tools: _abc.Iterable[_chat_pb2.Tool] | None = ...,
+        tool_choice: _chat_pb2.ToolChoice | None = ...,
+        template_options: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache", "constraint", b"constraint", "response_options", b"response_options", "sampling", b"sampling", "stopping", b"stopping", "template_options", b"template_options", "tool_choice", b"tool_choice"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "cache", b"cache", "constraint", b"constraint", "max_tokens", b"max_tokens", "messages", b"messages", "model", b"model", "priority", b"priority", "request_id", b"request_id", "response_options", b"response_options", "sampling", b"sampling", "stopping", b"stopping", "temperature", b"temperature", "template_options", b"template_options", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChatRequest: _TypeAlias = ChatRequest  # noqa: Y015
+
+@_typing.final
+class ChatResponse(_message.Message):
+    """ChatResponse is the answer, or one part of it in a stream. Fields that GenerateTextResponse has too carry
+    its numbers and meanings.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    PROMPT_INFO_FIELD_NUMBER: _builtins.int
+    STOP_STRING_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    finish_reason: Global___FinishReason.ValueType
+    """finish_reason says why the message ended. Unset means that more is to come."""
+    index: _builtins.int
+    """index tells sequences of one request apart. 0 for the first or only one."""
+    stop_string: _builtins.str
+    """stop_string is the stop string that appeared."""
+    stop_token_id: _builtins.int
+    """stop_token_id is the token that ended the text."""
+    request_id: _builtins.str
+    """request_id is the request's. Set on the last message of each sequence."""
+    sequence: _builtins.int
+    """sequence numbers the messages of a stream from 0. 0 in Chat."""
+    seed: _builtins.int
+    """seed is the seed that was used. Set on the last message."""
+    model: _builtins.str
+    """model is the name of the model that answered. Set on the last message."""
+    @_builtins.property
+    def message(self) -> _chat_pb2.ChatMessage:
+        """message is the whole message (Chat) or what came since the previous one (StreamChat): content is a
+        delta, and each of tool_calls is whole and comes once.
+        """
+
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """usage counts tokens of this sequence. Set on its last message only."""
+
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
+        """tokens are the tokens generated since the previous message, where response_options asks for them."""
+
+    @_builtins.property
+    def prompt_info(self) -> Global___PromptInfo:
+        """prompt_info is what response_options ask for about the prompt that the template made."""
+
+    @_builtins.property
+    def timing(self) -> Global___Timing:
+        """timing says what took how long, where response_options.timing asks for it."""
+
+    @_builtins.property
+    def receipt(self) -> Global___Receipt:
+        """receipt says what computed the answer, where response_options.receipt asks for it."""
+
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatChoice]:
+        """choices are all the sequences by index. Set in Chat where sampling.n is above 1."""
+
+    def __init__(
+        self,
+        *,
+        message: _chat_pb2.ChatMessage | None = ...,
+        finish_reason: Global___FinishReason.ValueType = ...,
+        index: _builtins.int = ...,
+        usage: Global___Usage | None = ...,
+        tokens: _abc.Iterable[Global___Token] | None = ...,
+        prompt_info: Global___PromptInfo | None = ...,
+        stop_string: _builtins.str = ...,
+        stop_token_id: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        model: _builtins.str = ...,
+        timing: Global___Timing | None = ...,
+        receipt: Global___Receipt | None = ...,
+        choices: _abc.Iterable[Global___ChatChoice] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "prompt_info", b"prompt_info", "receipt", b"receipt", "stop_match", b"stop_match", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "finish_reason", b"finish_reason", "index", b"index", "message", b"message", "model", b"model", "prompt_info", b"prompt_info", "receipt", b"receipt", "request_id", b"request_id", "seed", b"seed", "sequence", b"sequence", "stop_match", b"stop_match", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "timing", b"timing", "tokens", b"tokens", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_stop_match: _TypeAlias = _typing.Literal["stop_string", "stop_token_id"]  # noqa: Y015
+    _WhichOneofArgType_stop_match: _TypeAlias = _typing.Literal["stop_match", b"stop_match"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_stop_match) -> _WhichOneofReturnType_stop_match | None: ...
+
+Global___ChatResponse: _TypeAlias = ChatResponse  # noqa: Y015
+
+@_typing.final
+class ChatChoice(_message.Message):
+    """ChatChoice is one of several answers. Its fields are those of ChatResponse."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    STOP_STRING_FIELD_NUMBER: _builtins.int
+    STOP_TOKEN_ID_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
+    finish_reason: Global___FinishReason.ValueType
+    """finish_reason says why the message ended."""
+    index: _builtins.int
+    """index is its number, from 0."""
+    stop_string: _builtins.str
+    """stop_string is the stop string that appeared."""
+    stop_token_id: _builtins.int
+    """stop_token_id is the token that ended the text."""
+    seed: _builtins.int
+    """seed is the seed that was used."""
+    @_builtins.property
+    def message(self) -> _chat_pb2.ChatMessage:
+        """message is the whole message."""
+
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """usage counts its tokens."""
+
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
+        """tokens are its tokens, where the request asks for them."""
+
+    @_builtins.property
+    def timing(self) -> Global___Timing:
+        """timing says what took how long."""
+
+    def __init__(
+        self,
+        *,
+        message: _chat_pb2.ChatMessage | None = ...,
+        finish_reason: Global___FinishReason.ValueType = ...,
+        index: _builtins.int = ...,
+        usage: Global___Usage | None = ...,
+        tokens: _abc.Iterable[Global___Token] | None = ...,
+        stop_string: _builtins.str = ...,
+        stop_token_id: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        timing: Global___Timing | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "stop_match", b"stop_match", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "message", b"message", "seed", b"seed", "stop_match", b"stop_match", "stop_string", b"stop_string", "stop_token_id", b"stop_token_id", "timing", b"timing", "tokens", b"tokens", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_stop_match: _TypeAlias = _typing.Literal["stop_string", "stop_token_id"]  # noqa: Y015
+    _WhichOneofArgType_stop_match: _TypeAlias = _typing.Literal["stop_match", b"stop_match"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_stop_match) -> _WhichOneofReturnType_stop_match | None: ...
+
+Global___ChatChoice: _TypeAlias = ChatChoice  # noqa: Y015
+
+@_typing.final
+class BatchGenerateTextRequest(_message.Message):
+    """BatchGenerateTextRequest is several requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___GenerateTextRequest]:
+        """requests are at least one and at most Model.limits.max_batch_items. Each may ask for another model."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___GenerateTextRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchGenerateTextRequest: _TypeAlias = BatchGenerateTextRequest  # noqa: Y015
+
+@_typing.final
+class BatchGenerateTextResponse(_message.Message):
+    """BatchGenerateTextResponse is what became of one request of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    RESPONSE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    item: _builtins.int
+    """item is the place of the request in the batch, from 0. Each comes once."""
+    @_builtins.property
+    def response(self) -> Global___GenerateTextResponse:
+        """response is the answer that GenerateText gives."""
+
+    @_builtins.property
+    def status(self) -> Global___Status:
+        """status is the error that GenerateText ends with."""
+
+    def __init__(
+        self,
+        *,
+        item: _builtins.int = ...,
+        response: Global___GenerateTextResponse | None = ...,
+        status: Global___Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["response", b"response", "result", b"result", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item", "response", b"response", "result", b"result", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["response", "status"]  # noqa: Y015
+    _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+Global___BatchGenerateTextResponse: _TypeAlias = BatchGenerateTextResponse  # noqa: Y015
+
+@_typing.final
+class Status(_message.Message):
+    """Status is an error as gRPC writes it into the trailer grpc-status-details-bin. It is google.rpc.Status,
+    field by field.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """code is the gRPC status code."""
+    message: _builtins.str
+    """message says what is wrong."""
+    @_builtins.property
+    def details(self) -> _containers.RepeatedCompositeFieldContainer[_any_pb2.Any]:
+        """details are google.rpc messages: ErrorInfo, and BadRequest, RetryInfo or QuotaFailure."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+        details: _abc.Iterable[_any_pb2.Any] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "details", b"details", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Status: _TypeAlias = Status  # noqa: Y015
+
+@_typing.final
+class ScoreTextRequest(_message.Message):
+    """ScoreTextRequest is texts that might follow a prompt. Fields that GenerateTextRequest has too carry its
+    numbers and meanings.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    CANDIDATE_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOKEN_TEXT_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
+    prompt: _builtins.str
+    """prompt is the text before the candidates. A request has either a prompt or prompt_token_ids."""
+    model: _builtins.str
+    """model names the model to use. Empty means the server's default model."""
+    top_logprobs: _builtins.int
+    """top_logprobs asks for that many Token.top_logprobs of each token, 0 to Model.limits.max_top_logprobs."""
+    token_text: _builtins.bool
+    """token_text asks for Token.text and Token.text_offset."""
+    request_id: _builtins.str
+    """request_id is the caller's name for this request, as in GenerateTextRequest."""
+    priority: _builtins.int
+    """priority orders the requests that wait, as in GenerateTextRequest."""
+    adapter: _builtins.str
+    """adapter names the adapter to use, as in GenerateTextRequest."""
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """candidates are the texts to score, none empty, at most Model.limits.max_batch_items. Each is tokenized
+        by itself, without special tokens, and follows the prompt's tokens; with them it must fit
+        Model.limits.max_prompt_tokens. A request has either candidates or candidate_token_ids.
+        """
+
+    @_builtins.property
+    def candidate_token_ids(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenIds]:
+        """candidate_token_ids are the texts to score as ids of the model's tokenizer."""
+
+    @_builtins.property
+    def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """prompt_token_ids is the prompt as ids of the model's tokenizer, instead of prompt."""
+
+    @_builtins.property
+    def cache(self) -> Global___Cache:
+        """cache says how this request uses the key-value cache, as in GenerateTextRequest."""
+
+    def __init__(
+        self,
+        *,
+        prompt: _builtins.str = ...,
+        candidates: _abc.Iterable[_builtins.str] | None = ...,
+        candidate_token_ids: _abc.Iterable[Global___TokenIds] | None = ...,
+        model: _builtins.str = ...,
+        top_logprobs: _builtins.int = ...,
+        token_text: _builtins.bool = ...,
+        prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        request_id: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        adapter: _builtins.str = ...,
+        cache: Global___Cache | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cache", b"cache"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "cache", b"cache", "candidate_token_ids", b"candidate_token_ids", "candidates", b"candidates", "model", b"model", "priority", b"priority", "prompt", b"prompt", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "token_text", b"token_text", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreTextRequest: _TypeAlias = ScoreTextRequest  # noqa: Y015
+
+@_typing.final
+class TokenIds(_message.Message):
+    """TokenIds is a list of tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """ids are the tokens, at least one. Each is 0 to Model.vocabulary_size - 1."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
+
+@_typing.final
+class ScoreTextResponse(_message.Message):
+    """ScoreTextResponse is the scores."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORES_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """request_id is the request's."""
+    model: _builtins.str
+    """model is the name of the model that answered."""
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___Score]:
+        """scores are those of the candidates, in their order."""
+
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """usage counts the prompt's tokens once as prompt_tokens, and those of all candidates as
+        completion_tokens.
+        """
+
+    def __init__(
+        self,
+        *,
+        scores: _abc.Iterable[Global___Score] | None = ...,
+        usage: Global___Usage | None = ...,
+        request_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "request_id", b"request_id", "scores", b"scores", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreTextResponse: _TypeAlias = ScoreTextResponse  # noqa: Y015
+
+@_typing.final
+class Score(_message.Message):
+    """Score is how likely one candidate is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    logprob: _builtins.float
+    """logprob is the natural logarithm of the probability of the candidate's tokens after the prompt: the sum
+    of their logprob.
+    """
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
+        """tokens are the candidate's tokens with their logprob."""
+
+    def __init__(
+        self,
+        *,
+        logprob: _builtins.float = ...,
+        tokens: _abc.Iterable[Global___Token] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logprob", b"logprob", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Score: _TypeAlias = Score  # noqa: Y015
+
+@_typing.final
+class CancelGenerationRequest(_message.Message):
+    """CancelGenerationRequest names what is to end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """request_id is that of the requests, not empty."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelGenerationRequest: _TypeAlias = CancelGenerationRequest  # noqa: Y015
+
+@_typing.final
+class CancelGenerationResponse(_message.Message):
+    """CancelGenerationResponse tells what was there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_CANCELLED_FIELD_NUMBER: _builtins.int
+    num_cancelled: _builtins.int
+    """num_cancelled counts the requests under this request_id that were running or waiting."""
+    def __init__(
+        self,
+        *,
+        num_cancelled: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_cancelled", b"num_cancelled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelGenerationResponse: _TypeAlias = CancelGenerationResponse  # noqa: Y015

@@ -45,6 +45,31 @@ class LLMServiceStub:
                 request_serializer=llm__grpc_dot_v1_dot_llm__pb2.GenerateTextRequest.SerializeToString,
                 response_deserializer=llm__grpc_dot_v1_dot_llm__pb2.GenerateTextResponse.FromString,
                 _registered_method=True)
+        self.Chat = channel.unary_unary(
+                '/llm_grpc.v1.LLMService/Chat',
+                request_serializer=llm__grpc_dot_v1_dot_llm__pb2.ChatRequest.SerializeToString,
+                response_deserializer=llm__grpc_dot_v1_dot_llm__pb2.ChatResponse.FromString,
+                _registered_method=True)
+        self.StreamChat = channel.unary_stream(
+                '/llm_grpc.v1.LLMService/StreamChat',
+                request_serializer=llm__grpc_dot_v1_dot_llm__pb2.ChatRequest.SerializeToString,
+                response_deserializer=llm__grpc_dot_v1_dot_llm__pb2.ChatResponse.FromString,
+                _registered_method=True)
+        self.BatchGenerateText = channel.unary_stream(
+                '/llm_grpc.v1.LLMService/BatchGenerateText',
+                request_serializer=llm__grpc_dot_v1_dot_llm__pb2.BatchGenerateTextRequest.SerializeToString,
+                response_deserializer=llm__grpc_dot_v1_dot_llm__pb2.BatchGenerateTextResponse.FromString,
+                _registered_method=True)
+        self.ScoreText = channel.unary_unary(
+                '/llm_grpc.v1.LLMService/ScoreText',
+                request_serializer=llm__grpc_dot_v1_dot_llm__pb2.ScoreTextRequest.SerializeToString,
+                response_deserializer=llm__grpc_dot_v1_dot_llm__pb2.ScoreTextResponse.FromString,
+                _registered_method=True)
+        self.CancelGeneration = channel.unary_unary(
+                '/llm_grpc.v1.LLMService/CancelGeneration',
+                request_serializer=llm__grpc_dot_v1_dot_llm__pb2.CancelGenerationRequest.SerializeToString,
+                response_deserializer=llm__grpc_dot_v1_dot_llm__pb2.CancelGenerationResponse.FromString,
+                _registered_method=True)
 
 
 class LLMServiceServicer:
@@ -53,8 +78,8 @@ class LLMServiceServicer:
 
     def GenerateText(self, request, context):
         """GenerateText answers with the whole text. It equals, field by field, what StreamGenerateText sends
-        for the same request, but for usage.cached_tokens, which depends on what was asked before:
-        generated_text is the concatenation of the stream's deltas.
+        for the same request, but for usage.cached_tokens and timing, which depend on what else was asked:
+        generated_text is the concatenation of the stream's deltas, for each index.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -63,6 +88,47 @@ class LLMServiceServicer:
     def StreamGenerateText(self, request, context):
         """StreamGenerateText answers with text as it is generated: each message carries a delta, the last one
         carries finish_reason and usage. Cancelling the call frees its slot within one engine step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Chat(self, request, context):
+        """Chat continues a conversation: the model's chat template makes the prompt of it.
+        FAILED_PRECONDITION (UNSUPPORTED_PARAMETER) where the model has no template.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamChat(self, request, context):
+        """StreamChat answers with the message as it is generated. Chat is to it what GenerateText is to
+        StreamGenerateText.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchGenerateText(self, request, context):
+        """BatchGenerateText generates for several requests and answers each when it has finished, in any order.
+        A request that cannot be served has a status of its own; the others go on. The call itself fails only
+        where none of them can be served: an empty batch, too many items, a server that stops.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScoreText(self, request, context):
+        """ScoreText tells how likely a model finds each of several texts after a prompt. The prompt is computed
+        once. Nothing is generated.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelGeneration(self, request, context):
+        """CancelGeneration ends requests of the same caller by their request_id: each answers with the text that
+        there is, and finish_reason CANCELLED. Asking again, or for a request that has ended, changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,6 +146,31 @@ def add_LLMServiceServicer_to_server(servicer, server):
                     servicer.StreamGenerateText,
                     request_deserializer=llm__grpc_dot_v1_dot_llm__pb2.GenerateTextRequest.FromString,
                     response_serializer=llm__grpc_dot_v1_dot_llm__pb2.GenerateTextResponse.SerializeToString,
+            ),
+            'Chat': grpc.unary_unary_rpc_method_handler(
+                    servicer.Chat,
+                    request_deserializer=llm__grpc_dot_v1_dot_llm__pb2.ChatRequest.FromString,
+                    response_serializer=llm__grpc_dot_v1_dot_llm__pb2.ChatResponse.SerializeToString,
+            ),
+            'StreamChat': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamChat,
+                    request_deserializer=llm__grpc_dot_v1_dot_llm__pb2.ChatRequest.FromString,
+                    response_serializer=llm__grpc_dot_v1_dot_llm__pb2.ChatResponse.SerializeToString,
+            ),
+            'BatchGenerateText': grpc.unary_stream_rpc_method_handler(
+                    servicer.BatchGenerateText,
+                    request_deserializer=llm__grpc_dot_v1_dot_llm__pb2.BatchGenerateTextRequest.FromString,
+                    response_serializer=llm__grpc_dot_v1_dot_llm__pb2.BatchGenerateTextResponse.SerializeToString,
+            ),
+            'ScoreText': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScoreText,
+                    request_deserializer=llm__grpc_dot_v1_dot_llm__pb2.ScoreTextRequest.FromString,
+                    response_serializer=llm__grpc_dot_v1_dot_llm__pb2.ScoreTextResponse.SerializeToString,
+            ),
+            'CancelGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelGeneration,
+                    request_deserializer=llm__grpc_dot_v1_dot_llm__pb2.CancelGenerationRequest.FromString,
+                    response_serializer=llm__grpc_dot_v1_dot_llm__pb2.CancelGenerationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +228,141 @@ class LLMService:
             '/llm_grpc.v1.LLMService/StreamGenerateText',
             llm__grpc_dot_v1_dot_llm__pb2.GenerateTextRequest.SerializeToString,
             llm__grpc_dot_v1_dot_llm__pb2.GenerateTextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Chat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm_grpc.v1.LLMService/Chat',
+            llm__grpc_dot_v1_dot_llm__pb2.ChatRequest.SerializeToString,
+            llm__grpc_dot_v1_dot_llm__pb2.ChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamChat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llm_grpc.v1.LLMService/StreamChat',
+            llm__grpc_dot_v1_dot_llm__pb2.ChatRequest.SerializeToString,
+            llm__grpc_dot_v1_dot_llm__pb2.ChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchGenerateText(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/llm_grpc.v1.LLMService/BatchGenerateText',
+            llm__grpc_dot_v1_dot_llm__pb2.BatchGenerateTextRequest.SerializeToString,
+            llm__grpc_dot_v1_dot_llm__pb2.BatchGenerateTextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScoreText(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm_grpc.v1.LLMService/ScoreText',
+            llm__grpc_dot_v1_dot_llm__pb2.ScoreTextRequest.SerializeToString,
+            llm__grpc_dot_v1_dot_llm__pb2.ScoreTextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm_grpc.v1.LLMService/CancelGeneration',
+            llm__grpc_dot_v1_dot_llm__pb2.CancelGenerationRequest.SerializeToString,
+            llm__grpc_dot_v1_dot_llm__pb2.CancelGenerationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,12 +41,33 @@ class LLMServiceStub:
     def __new__(cls, channel: _aio.Channel) -> LLMServiceAsyncStub: ...
     GenerateText: _grpc.UnaryUnaryMultiCallable[_llm_pb2.GenerateTextRequest, _llm_pb2.GenerateTextResponse]
     """GenerateText answers with the whole text. It equals, field by field, what StreamGenerateText sends
-    for the same request, but for usage.cached_tokens, which depends on what was asked before:
-    generated_text is the concatenation of the stream's deltas.
+    for the same request, but for usage.cached_tokens and timing, which depend on what else was asked:
+    generated_text is the concatenation of the stream's deltas, for each index.
     """
     StreamGenerateText: _grpc.UnaryStreamMultiCallable[_llm_pb2.GenerateTextRequest, _llm_pb2.GenerateTextResponse]
     """StreamGenerateText answers with text as it is generated: each message carries a delta, the last one
     carries finish_reason and usage. Cancelling the call frees its slot within one engine step.
+    """
+    Chat: _grpc.UnaryUnaryMultiCallable[_llm_pb2.ChatRequest, _llm_pb2.ChatResponse]
+    """Chat continues a conversation: the model's chat template makes the prompt of it.
+    FAILED_PRECONDITION (UNSUPPORTED_PARAMETER) where the model has no template.
+    """
+    StreamChat: _grpc.UnaryStreamMultiCallable[_llm_pb2.ChatRequest, _llm_pb2.ChatResponse]
+    """StreamChat answers with the message as it is generated. Chat is to it what GenerateText is to
+    StreamGenerateText.
+    """
+    BatchGenerateText: _grpc.UnaryStreamMultiCallable[_llm_pb2.BatchGenerateTextRequest, _llm_pb2.BatchGenerateTextResponse]
+    """BatchGenerateText generates for several requests and answers each when it has finished, in any order.
+    A request that cannot be served has a status of its own; the others go on. The call itself fails only
+    where none of them can be served: an empty batch, too many items, a server that stops.
+    """
+    ScoreText: _grpc.UnaryUnaryMultiCallable[_llm_pb2.ScoreTextRequest, _llm_pb2.ScoreTextResponse]
+    """ScoreText tells how likely a model finds each of several texts after a prompt. The prompt is computed
+    once. Nothing is generated.
+    """
+    CancelGeneration: _grpc.UnaryUnaryMultiCallable[_llm_pb2.CancelGenerationRequest, _llm_pb2.CancelGenerationResponse]
+    """CancelGeneration ends requests of the same caller by their request_id: each answers with the text that
+    there is, and finish_reason CANCELLED. Asking again, or for a request that has ended, changes nothing.
     """
 
 @_typing.type_check_only
@@ -56,12 +77,33 @@ class LLMServiceAsyncStub(LLMServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GenerateText: _aio.UnaryUnaryMultiCallable[_llm_pb2.GenerateTextRequest, _llm_pb2.GenerateTextResponse]  # type: ignore[assignment]
     """GenerateText answers with the whole text. It equals, field by field, what StreamGenerateText sends
-    for the same request, but for usage.cached_tokens, which depends on what was asked before:
-    generated_text is the concatenation of the stream's deltas.
+    for the same request, but for usage.cached_tokens and timing, which depend on what else was asked:
+    generated_text is the concatenation of the stream's deltas, for each index.
     """
     StreamGenerateText: _aio.UnaryStreamMultiCallable[_llm_pb2.GenerateTextRequest, _llm_pb2.GenerateTextResponse]  # type: ignore[assignment]
     """StreamGenerateText answers with text as it is generated: each message carries a delta, the last one
     carries finish_reason and usage. Cancelling the call frees its slot within one engine step.
+    """
+    Chat: _aio.UnaryUnaryMultiCallable[_llm_pb2.ChatRequest, _llm_pb2.ChatResponse]  # type: ignore[assignment]
+    """Chat continues a conversation: the model's chat template makes the prompt of it.
+    FAILED_PRECONDITION (UNSUPPORTED_PARAMETER) where the model has no template.
+    """
+    StreamChat: _aio.UnaryStreamMultiCallable[_llm_pb2.ChatRequest, _llm_pb2.ChatResponse]  # type: ignore[assignment]
+    """StreamChat answers with the message as it is generated. Chat is to it what GenerateText is to
+    StreamGenerateText.
+    """
+    BatchGenerateText: _aio.UnaryStreamMultiCallable[_llm_pb2.BatchGenerateTextRequest, _llm_pb2.BatchGenerateTextResponse]  # type: ignore[assignment]
+    """BatchGenerateText generates for several requests and answers each when it has finished, in any order.
+    A request that cannot be served has a status of its own; the others go on. The call itself fails only
+    where none of them can be served: an empty batch, too many items, a server that stops.
+    """
+    ScoreText: _aio.UnaryUnaryMultiCallable[_llm_pb2.ScoreTextRequest, _llm_pb2.ScoreTextResponse]  # type: ignore[assignment]
+    """ScoreText tells how likely a model finds each of several texts after a prompt. The prompt is computed
+    once. Nothing is generated.
+    """
+    CancelGeneration: _aio.UnaryUnaryMultiCallable[_llm_pb2.CancelGenerationRequest, _llm_pb2.CancelGenerationResponse]  # type: ignore[assignment]
+    """CancelGeneration ends requests of the same caller by their request_id: each answers with the text that
+    there is, and finish_reason CANCELLED. Asking again, or for a request that has ended, changes nothing.
     """
 
 class LLMServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -74,8 +116,8 @@ class LLMServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_llm_pb2.GenerateTextResponse, _abc.Awaitable[_llm_pb2.GenerateTextResponse]]:
         """GenerateText answers with the whole text. It equals, field by field, what StreamGenerateText sends
-        for the same request, but for usage.cached_tokens, which depends on what was asked before:
-        generated_text is the concatenation of the stream's deltas.
+        for the same request, but for usage.cached_tokens and timing, which depend on what else was asked:
+        generated_text is the concatenation of the stream's deltas, for each index.
         """
 
     @_abc_1.abstractmethod
@@ -86,6 +128,57 @@ class LLMServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_llm_pb2.GenerateTextResponse], _abc.AsyncIterator[_llm_pb2.GenerateTextResponse]]:
         """StreamGenerateText answers with text as it is generated: each message carries a delta, the last one
         carries finish_reason and usage. Cancelling the call frees its slot within one engine step.
+        """
+
+    @_abc_1.abstractmethod
+    def Chat(
+        self,
+        request: _llm_pb2.ChatRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_llm_pb2.ChatResponse, _abc.Awaitable[_llm_pb2.ChatResponse]]:
+        """Chat continues a conversation: the model's chat template makes the prompt of it.
+        FAILED_PRECONDITION (UNSUPPORTED_PARAMETER) where the model has no template.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamChat(
+        self,
+        request: _llm_pb2.ChatRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_llm_pb2.ChatResponse], _abc.AsyncIterator[_llm_pb2.ChatResponse]]:
+        """StreamChat answers with the message as it is generated. Chat is to it what GenerateText is to
+        StreamGenerateText.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchGenerateText(
+        self,
+        request: _llm_pb2.BatchGenerateTextRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_llm_pb2.BatchGenerateTextResponse], _abc.AsyncIterator[_llm_pb2.BatchGenerateTextResponse]]:
+        """BatchGenerateText generates for several requests and answers each when it has finished, in any order.
+        A request that cannot be served has a status of its own; the others go on. The call itself fails only
+        where none of them can be served: an empty batch, too many items, a server that stops.
+        """
+
+    @_abc_1.abstractmethod
+    def ScoreText(
+        self,
+        request: _llm_pb2.ScoreTextRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_llm_pb2.ScoreTextResponse, _abc.Awaitable[_llm_pb2.ScoreTextResponse]]:
+        """ScoreText tells how likely a model finds each of several texts after a prompt. The prompt is computed
+        once. Nothing is generated.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelGeneration(
+        self,
+        request: _llm_pb2.CancelGenerationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_llm_pb2.CancelGenerationResponse, _abc.Awaitable[_llm_pb2.CancelGenerationResponse]]:
+        """CancelGeneration ends requests of the same caller by their request_id: each answers with the text that
+        there is, and finish_reason CANCELLED. Asking again, or for a request that has ended, changes nothing.
         """
 
 def add_LLMServiceServicer_to_server(servicer: LLMServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

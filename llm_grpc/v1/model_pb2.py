@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17llm_grpc/v1/model.proto\x12\x0bllm_grpc.v1\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.llm_grpc.v1.Model\"\xeb\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.llm_grpc.v1.ModelKind\x12#\n\x06limits\x18\x03 \x01(\x0b\x32\x13.llm_grpc.v1.Limits\x12\'\n\x08\x64\x65\x66\x61ults\x18\x04 \x01(\x0b\x32\x15.llm_grpc.v1.Defaults\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x06 \x01(\t\x12\x0f\n\x07weights\x18\x07 \x01(\t\x12\x10\n\x08lowering\x18\x08 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\t \x01(\x05\"\xa3\x01\n\x06Limits\x12\x16\n\x0e\x63ontext_tokens\x18\x01 \x01(\x05\x12\x19\n\x11max_prompt_tokens\x18\x02 \x01(\x05\x12\x12\n\nmax_tokens\x18\x03 \x01(\x05\x12\x18\n\x10max_stop_strings\x18\x04 \x01(\x05\x12\x1d\n\x15max_stop_string_bytes\x18\x05 \x01(\x05\x12\x19\n\x11max_message_bytes\x18\x06 \x01(\x05\"Q\n\x08\x44\x65\x66\x61ults\x12\x12\n\nmax_tokens\x18\x01 \x01(\x05\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\x05*D\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17MODEL_KIND_DECODER_ONLY\x10\x01\x32W\n\x0cModelService\x12G\n\x08GetModel\x12\x1c.llm_grpc.v1.GetModelRequest\x1a\x1d.llm_grpc.v1.GetModelResponseB\x90\x01\n\x15io.github.llm_grpc.v1B\nModelProtoP\x01Z;github.com/llm-grpc/llm-grpc/clients/go/llmgrpcv1;llmgrpcv1\xa2\x02\x03LLM\xaa\x02\nLlmGrpc.V1\xca\x02\nLlmGrpc\\V1\xea\x02\x0bLlmGrpc::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17llm_grpc/v1/model.proto\x12\x0bllm_grpc.v1\x1a\x1fgoogle/protobuf/timestamp.proto\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.llm_grpc.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x16\n\x14GetServerInfoRequest\"\x80\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07runtime\x18\x02 \x01(\t\x12\x15\n\rdefault_model\x18\x03 \x01(\t\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.llm_grpc.v1.Model\"\xfc\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.llm_grpc.v1.ModelKind\x12#\n\x06limits\x18\x03 \x01(\x0b\x32\x13.llm_grpc.v1.Limits\x12\'\n\x08\x64\x65\x66\x61ults\x18\x04 \x01(\x0b\x32\x15.llm_grpc.v1.Defaults\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x06 \x01(\t\x12\x0f\n\x07weights\x18\x07 \x01(\t\x12\x10\n\x08lowering\x18\x08 \x01(\t\x12\x17\n\x0fvocabulary_size\x18\t \x01(\x05\x12&\n\x05state\x18\n \x01(\x0e\x32\x17.llm_grpc.v1.ModelState\x12\x12\n\nis_default\x18\x0b \x01(\x08\x12/\n\x0c\x63\x61pabilities\x18\x0c \x01(\x0b\x32\x19.llm_grpc.v1.Capabilities\x12\x10\n\x08provider\x18\r \x01(\t\x12\x10\n\x08\x61\x64\x61pters\x18\x0e \x03(\t\"[\n\x0c\x43\x61pabilities\x12\x15\n\rchat_template\x18\x01 \x01(\x08\x12\r\n\x05tools\x18\x02 \x01(\x08\x12\x13\n\x0b\x63onstraints\x18\x03 \x01(\x08\x12\x10\n\x08\x61\x64\x61pters\x18\x04 \x01(\x08\"\xb9\x02\n\x06Limits\x12\x16\n\x0e\x63ontext_tokens\x18\x01 \x01(\x05\x12\x19\n\x11max_prompt_tokens\x18\x02 \x01(\x05\x12\x12\n\nmax_tokens\x18\x03 \x01(\x05\x12\x18\n\x10max_stop_strings\x18\x04 \x01(\x05\x12\x1d\n\x15max_stop_string_bytes\x18\x05 \x01(\x05\x12\x19\n\x11max_message_bytes\x18\x06 \x01(\x05\x12\x15\n\rmax_sequences\x18\x07 \x01(\x05\x12\x18\n\x10max_top_logprobs\x18\x08 \x01(\x05\x12\x16\n\x0emax_token_list\x18\t \x01(\x05\x12\x1c\n\x14max_constraint_bytes\x18\n \x01(\x05\x12\x17\n\x0fmax_batch_items\x18\x0b \x01(\x05\x12\x14\n\x0cmax_priority\x18\x0c \x01(\x05\"\x86\x01\n\x08\x44\x65\x66\x61ults\x12\x12\n\nmax_tokens\x18\x01 \x01(\x05\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\x05\x12\x19\n\x11\x66requency_penalty\x18\x05 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x06 \x01(\x02*q\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03*D\n\tModelKind\x12\x1a\n\x16MODEL_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17MODEL_KIND_DECODER_ONLY\x10\x01\x32\xfe\x01\n\x0cModelService\x12G\n\x08GetModel\x12\x1c.llm_grpc.v1.GetModelRequest\x1a\x1d.llm_grpc.v1.GetModelResponse\x12M\n\nListModels\x12\x1e.llm_grpc.v1.ListModelsRequest\x1a\x1f.llm_grpc.v1.ListModelsResponse\x12V\n\rGetServerInfo\x12!.llm_grpc.v1.GetServerInfoRequest\x1a\".llm_grpc.v1.GetServerInfoResponseB\x90\x01\n\x15io.github.llm_grpc.v1B\nModelProtoP\x01Z;github.com/llm-grpc/llm-grpc/clients/go/llmgrpcv1;llmgrpcv1\xa2\x02\x03LLM\xaa\x02\nLlmGrpc.V1\xca\x02\nLlmGrpc\\V1\xea\x02\x0bLlmGrpc::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,18 +33,30 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'llm_grpc.v1.model_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\025io.github.llm_grpc.v1B\nModelProtoP\001Z;github.com/llm-grpc/llm-grpc/clients/go/llmgrpcv1;llmgrpcv1\242\002\003LLM\252\002\nLlmGrpc.V1\312\002\nLlmGrpc\\V1\352\002\013LlmGrpc::V1'
-  _globals['_MODELKIND']._serialized_start=615
-  _globals['_MODELKIND']._serialized_end=683
-  _globals['_GETMODELREQUEST']._serialized_start=40
-  _globals['_GETMODELREQUEST']._serialized_end=71
-  _globals['_GETMODELRESPONSE']._serialized_start=73
-  _globals['_GETMODELRESPONSE']._serialized_end=126
-  _globals['_MODEL']._serialized_start=129
-  _globals['_MODEL']._serialized_end=364
-  _globals['_LIMITS']._serialized_start=367
-  _globals['_LIMITS']._serialized_end=530
-  _globals['_DEFAULTS']._serialized_start=532
-  _globals['_DEFAULTS']._serialized_end=613
-  _globals['_MODELSERVICE']._serialized_start=685
-  _globals['_MODELSERVICE']._serialized_end=772
+  _globals['_MODELSTATE']._serialized_start=1388
+  _globals['_MODELSTATE']._serialized_end=1501
+  _globals['_MODELKIND']._serialized_start=1503
+  _globals['_MODELKIND']._serialized_end=1571
+  _globals['_LISTMODELSREQUEST']._serialized_start=73
+  _globals['_LISTMODELSREQUEST']._serialized_end=131
+  _globals['_LISTMODELSRESPONSE']._serialized_start=133
+  _globals['_LISTMODELSRESPONSE']._serialized_end=214
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=216
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=238
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=241
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=369
+  _globals['_GETMODELREQUEST']._serialized_start=371
+  _globals['_GETMODELREQUEST']._serialized_end=402
+  _globals['_GETMODELRESPONSE']._serialized_start=404
+  _globals['_GETMODELRESPONSE']._serialized_end=457
+  _globals['_MODEL']._serialized_start=460
+  _globals['_MODEL']._serialized_end=840
+  _globals['_CAPABILITIES']._serialized_start=842
+  _globals['_CAPABILITIES']._serialized_end=933
+  _globals['_LIMITS']._serialized_start=936
+  _globals['_LIMITS']._serialized_end=1249
+  _globals['_DEFAULTS']._serialized_start=1252
+  _globals['_DEFAULTS']._serialized_end=1386
+  _globals['_MODELSERVICE']._serialized_start=1574
+  _globals['_MODELSERVICE']._serialized_end=1828
 # @@protoc_insertion_point(module_scope)

@@ -3,8 +3,11 @@
 isort:skip_file
 What is served: read-only facts about the loaded models."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -16,6 +19,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ModelState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_STATE_UNSPECIFIED: _ModelState.ValueType  # 0
+    """MODEL_STATE_UNSPECIFIED is never sent."""
+    MODEL_STATE_LOADING: _ModelState.ValueType  # 1
+    """MODEL_STATE_LOADING: it is loading; requests are refused with UNAVAILABLE (MODEL_NOT_READY)."""
+    MODEL_STATE_READY: _ModelState.ValueType  # 2
+    """MODEL_STATE_READY: it takes requests."""
+    MODEL_STATE_FAILED: _ModelState.ValueType  # 3
+    """MODEL_STATE_FAILED: its engine fails; requests are refused with INTERNAL (ENGINE_FAILED)."""
+
+class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
+    """ModelState says whether a model takes requests."""
+
+MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
+"""MODEL_STATE_UNSPECIFIED is never sent."""
+MODEL_STATE_LOADING: ModelState.ValueType  # 1
+"""MODEL_STATE_LOADING: it is loading; requests are refused with UNAVAILABLE (MODEL_NOT_READY)."""
+MODEL_STATE_READY: ModelState.ValueType  # 2
+"""MODEL_STATE_READY: it takes requests."""
+MODEL_STATE_FAILED: ModelState.ValueType  # 3
+"""MODEL_STATE_FAILED: its engine fails; requests are refused with INTERNAL (ENGINE_FAILED)."""
+Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
 class _ModelKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -36,6 +67,113 @@ MODEL_KIND_UNSPECIFIED: ModelKind.ValueType  # 0
 MODEL_KIND_DECODER_ONLY: ModelKind.ValueType  # 1
 """MODEL_KIND_DECODER_ONLY: the model continues the prompt."""
 Global___ModelKind: _TypeAlias = ModelKind  # noqa: Y015
+
+@_typing.final
+class ListModelsRequest(_message.Message):
+    """ListModelsRequest asks for one page of models."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """page_size is the most models of a page, 0 to 1000. 0 means 100."""
+    page_token: _builtins.str
+    """page_token is the next_page_token of the page before. Empty means the first page."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelsRequest: _TypeAlias = ListModelsRequest  # noqa: Y015
+
+@_typing.final
+class ListModelsResponse(_message.Message):
+    """ListModelsResponse is one page of models."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """next_page_token is what to ask for the next page with. Empty on the last one."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
+        """models are the models of this page. Of a model that is not ready only name, state and is_default are set."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[Global___Model] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
+
+@_typing.final
+class GetServerInfoRequest(_message.Message):
+    """GetServerInfoRequest asks what answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetServerInfoRequest: _TypeAlias = GetServerInfoRequest  # noqa: Y015
+
+@_typing.final
+class GetServerInfoResponse(_message.Message):
+    """GetServerInfoResponse tells which software answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    DEFAULT_MODEL_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    """version is the version of llm-grpc, for instance "0.1.0"."""
+    runtime: _builtins.str
+    """runtime is the name and version of what computes, for instance "onnxruntime 1.31.1"."""
+    default_model: _builtins.str
+    """default_model is the name of the model that requests without a name get."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """start_time is when the server started."""
+
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        runtime: _builtins.str = ...,
+        default_model: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_model", b"default_model", "runtime", b"runtime", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
 
 @_typing.final
 class GetModelRequest(_message.Message):
@@ -98,6 +236,11 @@ class Model(_message.Message):
     WEIGHTS_FIELD_NUMBER: _builtins.int
     LOWERING_FIELD_NUMBER: _builtins.int
     VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    IS_DEFAULT_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """name is what requests put into their model field."""
     kind: Global___ModelKind.ValueType
@@ -114,6 +257,12 @@ class Model(_message.Message):
     """lowering is the attention lowering of the exported graph, for instance "slots"."""
     vocabulary_size: _builtins.int
     """vocabulary_size is the number of token ids; ids run from 0 to one less."""
+    state: Global___ModelState.ValueType
+    """state says whether the model takes requests."""
+    is_default: _builtins.bool
+    """is_default is true for the model that requests without a name get."""
+    provider: _builtins.str
+    """provider is the execution provider that computes, for instance "CPUExecutionProvider"."""
     @_builtins.property
     def limits(self) -> Global___Limits:
         """limits are what a request may ask for."""
@@ -121,6 +270,16 @@ class Model(_message.Message):
     @_builtins.property
     def defaults(self) -> Global___Defaults:
         """defaults are what a request gets where it asks for nothing."""
+
+    @_builtins.property
+    def capabilities(self) -> Global___Capabilities:
+        """capabilities are what requests to this model may use. What it lacks is refused with
+        FAILED_PRECONDITION (UNSUPPORTED_PARAMETER).
+        """
+
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """adapters are the names that a request's adapter field may have at this moment."""
 
     def __init__(
         self,
@@ -134,14 +293,53 @@ class Model(_message.Message):
         weights: _builtins.str = ...,
         lowering: _builtins.str = ...,
         vocabulary_size: _builtins.int = ...,
+        state: Global___ModelState.ValueType = ...,
+        is_default: _builtins.bool = ...,
+        capabilities: Global___Capabilities | None = ...,
+        provider: _builtins.str = ...,
+        adapters: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["defaults", b"defaults", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "defaults", b"defaults", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "defaults", b"defaults", "digest", b"digest", "kind", b"kind", "limits", b"limits", "lowering", b"lowering", "name", b"name", "vocabulary_size", b"vocabulary_size", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "architecture", b"architecture", "capabilities", b"capabilities", "defaults", b"defaults", "digest", b"digest", "is_default", b"is_default", "kind", b"kind", "limits", b"limits", "lowering", b"lowering", "name", b"name", "provider", b"provider", "state", b"state", "vocabulary_size", b"vocabulary_size", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Capabilities(_message.Message):
+    """Capabilities are what requests to a model may use."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    CONSTRAINTS_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    chat_template: _builtins.bool
+    """chat_template is true where the model has a chat template: Chat and StreamChat, and Tokenize of a chat."""
+    tools: _builtins.bool
+    """tools is true where the template shows tools to the model and the server knows how it calls them."""
+    constraints: _builtins.bool
+    """constraints is true where the answer can be held to a schema, an expression or a grammar."""
+    adapters: _builtins.bool
+    """adapters is true where the model was exported with room for adapters."""
+    def __init__(
+        self,
+        *,
+        chat_template: _builtins.bool = ...,
+        tools: _builtins.bool = ...,
+        constraints: _builtins.bool = ...,
+        adapters: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "chat_template", b"chat_template", "constraints", b"constraints", "tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Capabilities: _TypeAlias = Capabilities  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
@@ -155,6 +353,12 @@ class Limits(_message.Message):
     MAX_STOP_STRINGS_FIELD_NUMBER: _builtins.int
     MAX_STOP_STRING_BYTES_FIELD_NUMBER: _builtins.int
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_SEQUENCES_FIELD_NUMBER: _builtins.int
+    MAX_TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    MAX_TOKEN_LIST_FIELD_NUMBER: _builtins.int
+    MAX_CONSTRAINT_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_BATCH_ITEMS_FIELD_NUMBER: _builtins.int
+    MAX_PRIORITY_FIELD_NUMBER: _builtins.int
     context_tokens: _builtins.int
     """context_tokens is the most tokens that prompt and text may have together."""
     max_prompt_tokens: _builtins.int
@@ -169,6 +373,20 @@ class Limits(_message.Message):
     """max_message_bytes is the largest request message. A larger one is refused by the transport with
     RESOURCE_EXHAUSTED.
     """
+    max_sequences: _builtins.int
+    """max_sequences is the largest sampling.n."""
+    max_top_logprobs: _builtins.int
+    """max_top_logprobs is the largest response_options.top_logprobs and prompt_top_logprobs."""
+    max_token_list: _builtins.int
+    """max_token_list is the most entries of logit_bias, allowed_token_ids, banned_token_ids and
+    stop_token_ids, each.
+    """
+    max_constraint_bytes: _builtins.int
+    """max_constraint_bytes is the most bytes of UTF-8 of a constraint."""
+    max_batch_items: _builtins.int
+    """max_batch_items is the most requests of a BatchGenerateText, and the most candidates of a ScoreText."""
+    max_priority: _builtins.int
+    """max_priority is the highest priority that the caller's requests are queued with."""
     def __init__(
         self,
         *,
@@ -178,10 +396,16 @@ class Limits(_message.Message):
         max_stop_strings: _builtins.int = ...,
         max_stop_string_bytes: _builtins.int = ...,
         max_message_bytes: _builtins.int = ...,
+        max_sequences: _builtins.int = ...,
+        max_top_logprobs: _builtins.int = ...,
+        max_token_list: _builtins.int = ...,
+        max_constraint_bytes: _builtins.int = ...,
+        max_batch_items: _builtins.int = ...,
+        max_priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "max_message_bytes", b"max_message_bytes", "max_prompt_tokens", b"max_prompt_tokens", "max_stop_string_bytes", b"max_stop_string_bytes", "max_stop_strings", b"max_stop_strings", "max_tokens", b"max_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_tokens", b"context_tokens", "max_batch_items", b"max_batch_items", "max_constraint_bytes", b"max_constraint_bytes", "max_message_bytes", b"max_message_bytes", "max_priority", b"max_priority", "max_prompt_tokens", b"max_prompt_tokens", "max_sequences", b"max_sequences", "max_stop_string_bytes", b"max_stop_string_bytes", "max_stop_strings", b"max_stop_strings", "max_token_list", b"max_token_list", "max_tokens", b"max_tokens", "max_top_logprobs", b"max_top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -197,6 +421,8 @@ class Defaults(_message.Message):
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
     TOP_K_FIELD_NUMBER: _builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
+    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """max_tokens applies where a request's max_tokens is 0."""
     temperature: _builtins.float
@@ -205,6 +431,10 @@ class Defaults(_message.Message):
     """top_p applies where a request sets none. 1 keeps all tokens."""
     top_k: _builtins.int
     """top_k applies where a request sets none. 0 keeps all tokens."""
+    frequency_penalty: _builtins.float
+    """frequency_penalty applies where a request sets none. 0 changes nothing."""
+    presence_penalty: _builtins.float
+    """presence_penalty applies where a request sets none. 0 changes nothing."""
     def __init__(
         self,
         *,
@@ -212,10 +442,12 @@ class Defaults(_message.Message):
         temperature: _builtins.float = ...,
         top_p: _builtins.float = ...,
         top_k: _builtins.int = ...,
+        frequency_penalty: _builtins.float = ...,
+        presence_penalty: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frequency_penalty", b"frequency_penalty", "max_tokens", b"max_tokens", "presence_penalty", b"presence_penalty", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

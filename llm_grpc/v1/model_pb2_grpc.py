@@ -40,6 +40,16 @@ class ModelServiceStub:
                 request_serializer=llm__grpc_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=llm__grpc_dot_v1_dot_model__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/llm_grpc.v1.ModelService/ListModels',
+                request_serializer=llm__grpc_dot_v1_dot_model__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=llm__grpc_dot_v1_dot_model__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.GetServerInfo = channel.unary_unary(
+                '/llm_grpc.v1.ModelService/GetServerInfo',
+                request_serializer=llm__grpc_dot_v1_dot_model__pb2.GetServerInfoRequest.SerializeToString,
+                response_deserializer=llm__grpc_dot_v1_dot_model__pb2.GetServerInfoResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
@@ -54,6 +64,20 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListModels(self, request, context):
+        """ListModels describes all models, those that are loading too, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetServerInfo(self, request, context):
+        """GetServerInfo tells which software answers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +85,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=llm__grpc_dot_v1_dot_model__pb2.GetModelRequest.FromString,
                     response_serializer=llm__grpc_dot_v1_dot_model__pb2.GetModelResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=llm__grpc_dot_v1_dot_model__pb2.ListModelsRequest.FromString,
+                    response_serializer=llm__grpc_dot_v1_dot_model__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetServerInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServerInfo,
+                    request_deserializer=llm__grpc_dot_v1_dot_model__pb2.GetServerInfoRequest.FromString,
+                    response_serializer=llm__grpc_dot_v1_dot_model__pb2.GetServerInfoResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +125,60 @@ class ModelService:
             '/llm_grpc.v1.ModelService/GetModel',
             llm__grpc_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
             llm__grpc_dot_v1_dot_model__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm_grpc.v1.ModelService/ListModels',
+            llm__grpc_dot_v1_dot_model__pb2.ListModelsRequest.SerializeToString,
+            llm__grpc_dot_v1_dot_model__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServerInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/llm_grpc.v1.ModelService/GetServerInfo',
+            llm__grpc_dot_v1_dot_model__pb2.GetServerInfoRequest.SerializeToString,
+            llm__grpc_dot_v1_dot_model__pb2.GetServerInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,

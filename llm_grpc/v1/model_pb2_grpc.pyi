@@ -37,6 +37,10 @@ class ModelServiceStub:
     """GetModel describes one model. NOT_FOUND (MODEL_NOT_FOUND) where the server has none of that name;
     UNAVAILABLE (MODEL_NOT_READY) while it is loading.
     """
+    ListModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]
+    """ListModels describes all models, those that are loading too, by name."""
+    GetServerInfo: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetServerInfoRequest, _model_pb2.GetServerInfoResponse]
+    """GetServerInfo tells which software answers."""
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -47,6 +51,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """GetModel describes one model. NOT_FOUND (MODEL_NOT_FOUND) where the server has none of that name;
     UNAVAILABLE (MODEL_NOT_READY) while it is loading.
     """
+    ListModels: _aio.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """ListModels describes all models, those that are loading too, by name."""
+    GetServerInfo: _aio.UnaryUnaryMultiCallable[_model_pb2.GetServerInfoRequest, _model_pb2.GetServerInfoResponse]  # type: ignore[assignment]
+    """GetServerInfo tells which software answers."""
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """ModelService tells what models this server has and what they accept."""
@@ -60,5 +68,21 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         """GetModel describes one model. NOT_FOUND (MODEL_NOT_FOUND) where the server has none of that name;
         UNAVAILABLE (MODEL_NOT_READY) while it is loading.
         """
+
+    @_abc_1.abstractmethod
+    def ListModels(
+        self,
+        request: _model_pb2.ListModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.ListModelsResponse, _abc.Awaitable[_model_pb2.ListModelsResponse]]:
+        """ListModels describes all models, those that are loading too, by name."""
+
+    @_abc_1.abstractmethod
+    def GetServerInfo(
+        self,
+        request: _model_pb2.GetServerInfoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.GetServerInfoResponse, _abc.Awaitable[_model_pb2.GetServerInfoResponse]]:
+        """GetServerInfo tells which software answers."""
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -23,7 +23,14 @@ LIMIT_S = 30.0
 Refusal = tuple[grpc.StatusCode, tuple[tuple[str, str], ...]]
 
 
-class FakeLLM(llm_pb2_grpc.LLMServiceServicer, model_pb2_grpc.ModelServiceServicer):
+class _Unserved(llm_pb2_grpc.LLMServiceServicer, model_pb2_grpc.ModelServiceServicer):
+    """What no test of the clients calls here."""
+
+    Chat = StreamChat = BatchGenerateText = ScoreText = CancelGeneration = None  # type: ignore[assignment]
+    ListModels = GetServerInfo = None  # type: ignore[assignment]
+
+
+class FakeLLM(_Unserved):
     """Answers "one two"; first it refuses as often as `refusals` says."""
 
     def __init__(self) -> None:

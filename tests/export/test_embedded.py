@@ -36,10 +36,10 @@ def greedy(model_dir: Path, ids: list[int]) -> list[int]:
     runner = SlotRunner(model_dir, load_manifest(model_dir), num_slots=1, context_tokens=256, threads=1)
     params = SamplingParams(max_tokens=NUM_TOKENS)
     chunk = PrefillChunk(0, 0, ids)
-    tokens = list(runner.run(StepPlan((), (chunk,), (Sample(0, len(ids) - 1, 0, params),))))
+    tokens = list(runner.run(StepPlan((), (chunk,), (Sample(0, len(ids) - 1, 0, params),))).tokens)
     for index in range(1, NUM_TOKENS):
         row = DecodeRow(0, tokens[-1], len(ids) + index - 1)
-        tokens += runner.run(StepPlan((row,), (), (Sample(0, 0, index, params),)))
+        tokens += runner.run(StepPlan((row,), (), (Sample(0, 0, index, params),))).tokens
     return tokens
 
 

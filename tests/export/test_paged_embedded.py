@@ -55,7 +55,7 @@ def alone(slots: SlotRunner, prompt: list[int]) -> list[int]:
     tokens = [int(prefill(slots, prompt)[-1].argmax())]
     while len(tokens) < NUM_TOKENS:
         row = DecodeRow(0, tokens[-1], len(prompt) + len(tokens) - 1)
-        tokens += slots.run(StepPlan((row,), (), (Sample(0, 0, len(tokens), GREEDY),)))
+        tokens += slots.run(StepPlan((row,), (), (Sample(0, 0, len(tokens), GREEDY),))).tokens
     return tokens
 
 
@@ -78,7 +78,7 @@ def together(paged: Paged) -> list[list[int]]:
             grants += paged.grants(chunk.slot, done[chunk.slot])
             if done[chunk.slot] == len(PROMPTS[chunk.slot]):
                 samples.append(Sample(chunk.slot, end - 1, 0, GREEDY))
-        found = paged.runner.run(StepPlan(tuple(rows), tuple(chunks), tuple(samples), grants=grants))
+        found = paged.runner.run(StepPlan(tuple(rows), tuple(chunks), tuple(samples), grants=grants)).tokens
         for sample, token in zip(samples, found, strict=True):
             said[sample.request_id].append(token)
     return said

@@ -110,7 +110,7 @@ def test_greedy_tokens_are_the_same_alone_and_among_others(paged: Paged, slots: 
         rows = [DecodeRow(slot, tokens[-1], len(tokens) - 1) for slot, tokens in said.items()]
         samples = tuple(Sample(i, i, 0, SamplingParams(1)) for i in range(len(rows)))
         grants = tuple(grant for row in rows for grant in paged.grants(row.slot, row.position + 1))
-        found = paged.runner.run(StepPlan(tuple(rows), (), samples, grants=grants))
+        found = paged.runner.run(StepPlan(tuple(rows), (), samples, grants=grants)).tokens
         for row, token in zip(rows, found, strict=True):
             said[row.slot].append(token)
     for slot, prompt in prompts.items():
@@ -182,8 +182,8 @@ def test_draws_are_those_of_slots(paged: Paged, slots: SlotRunner) -> None:
     ]
     samples = tuple(Sample(i, 29 - 9 * i, i, kind) for i, kind in enumerate(kinds))
     chunk = PrefillChunk(0, 0, prompt)
-    wanted = slots.run(StepPlan((), (chunk,), samples))
-    assert paged.runner.run(StepPlan((), (chunk,), samples, grants=paged.grants(0, 60))) == wanted
+    wanted = slots.run(StepPlan((), (chunk,), samples)).tokens
+    assert paged.runner.run(StepPlan((), (chunk,), samples, grants=paged.grants(0, 60))).tokens == wanted
     row = DecodeRow(0, 5, 30)
     for kind in kinds:
         plan = StepPlan((row,), (), (Sample(0, 0, 7, kind),))

@@ -103,7 +103,7 @@ def greedy(runner: SlotRunner, num_steps: int = 12) -> list[int]:
         rows = tuple(DecodeRow(slot, said[slot][-1], len(prompts[slot]) + at) for slot in range(3))
         chunk = PrefillChunk(3, 6 * at, fourth[6 * at : 6 * at + 6])
         plan = StepPlan(rows, (chunk,), tuple(Sample(slot, slot, at, GREEDY) for slot in range(3)))
-        for tokens, token in zip(said, runner.run(plan), strict=True):
+        for tokens, token in zip(said, runner.run(plan).tokens, strict=True):
             tokens.append(token)
     return [token for tokens in said for token in tokens]
 

@@ -52,13 +52,13 @@ def generate(
         sample = Sample(slot, len(prompt) - 1, 0, GREEDY)
         chunk = PrefillChunk(slot, 0, prompt)
         grants = (_grant(slot, len(prompt) + num_tokens, block_size),) if block_size else ()
-        found.append([*runner.run(StepPlan((), (chunk,), (sample,), grants=grants))])
+        found.append([*runner.run(StepPlan((), (chunk,), (sample,), grants=grants)).tokens])
     for index in range(1, num_tokens):
         rows = tuple(
             DecodeRow(slot, tokens[-1], len(prompts[slot]) + index - 1) for slot, tokens in enumerate(found)
         )
         samples = tuple(Sample(slot, slot, index, GREEDY) for slot in range(len(rows)))
-        for tokens, token in zip(found, runner.run(StepPlan(rows, (), samples)), strict=True):
+        for tokens, token in zip(found, runner.run(StepPlan(rows, (), samples)).tokens, strict=True):
             tokens.append(token)
     return found
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
 from llm_grpc.engine.model_runner import ModelRunner
-from llm_grpc.engine.step_plan import StepPlan
+from llm_grpc.engine.step_plan import StepPlan, StepResult
 from llm_grpc.server.run import run
 from tests.unit.scripted_runner import ScriptedRunner
 
@@ -32,7 +32,7 @@ class GatedRunner(ScriptedRunner):
         super().__init__()
         self._gate: Path | None = gate
 
-    def run(self, plan: StepPlan) -> list[int]:
+    def run(self, plan: StepPlan) -> StepResult:
         """Compute one step, as ``ModelRunner`` says."""
         if self._gate and any(sample.index >= TOKENS_BEFORE_THE_GATE for sample in plan.samples):
             wait_at(self._gate)

@@ -159,11 +159,11 @@ async def test_a_message_above_the_size_cap(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("data", "field"),
     [
-        (b"\x3a\x00", "request.7"),
-        (b"\x2a\x02\x48\x01", "sampling.9"),
-        (b"\x32\x02\x48\x01", "stopping.9"),
-        (b"\x42\x02\x48\x01", "response_options.9"),
-        (b"\x72\x02\x48\x01", "cache.9"),
+        (b"\xaa\x01\x00", "request.21"),
+        (b"\x2a\x03\xa8\x01\x01", "sampling.21"),
+        (b"\x32\x03\xa8\x01\x01", "stopping.21"),
+        (b"\x42\x03\xa8\x01\x01", "response_options.21"),
+        (b"\x72\x03\xa8\x01\x01", "cache.21"),
     ],
 )
 async def test_a_field_of_a_later_version_is_refused(serve: Serve, data: bytes, field: str) -> None:

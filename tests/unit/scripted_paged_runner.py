@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Sequence
 
-from llm_grpc.engine.step_plan import StepPlan
+from llm_grpc.engine.step_plan import StepPlan, StepResult
 from llm_grpc.engine.warm_up import WARM_UP
 from tests.unit.scripted_runner import BrokenPlan, ScriptedRunner, hashed
 
@@ -33,7 +33,7 @@ class ScriptedPagedRunner(ScriptedRunner):
         self.tables: dict[int, list[int]] = {}
         self._references = references
 
-    def run(self, plan: StepPlan) -> list[int]:
+    def run(self, plan: StepPlan) -> StepResult:
         """Compute one step, as ``ModelRunner`` says; those of a warm-up too."""
         if plan.samples and plan.samples[0].params is WARM_UP:
             self._write(plan)

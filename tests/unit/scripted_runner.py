@@ -8,7 +8,7 @@ import threading
 import zlib
 from collections.abc import Callable, Collection, Sequence
 
-from llm_grpc.engine.step_plan import SlotCopy, StepPlan
+from llm_grpc.engine.step_plan import SlotCopy, StepPlan, StepResult
 from llm_grpc.engine.warm_up import WARM_UP
 from llm_grpc.runtime.first_tokens import FirstTokens
 from llm_grpc.sampling_params import FinishReason, SamplingParams
@@ -53,10 +53,10 @@ class ScriptedRunner:
         self._arrived: queue.SimpleQueue[StepPlan] = queue.SimpleQueue()
         self._passes = threading.Semaphore(0)
 
-    def run(self, plan: StepPlan) -> list[int]:
+    def run(self, plan: StepPlan) -> StepResult:
         """Compute one step, as ``ModelRunner`` says. Those of a warm-up, which repeat, are nothing."""
         if plan.samples and plan.samples[0].params is WARM_UP:
-            return [0] * len(plan.samples)
+            return StepResult([0] * len(plan.samples))
         if self._gated:
             self._arrived.put(plan)
             if not self._passes.acquire(timeout=HANG_S):
@@ -66,7 +66,7 @@ class ScriptedRunner:
         if fault:
             raise fault
         histories = self._write(plan)
-        return [self._next_token(histories[sample.row]) for sample in plan.samples]
+        return StepResult([self._next_token(histories[sample.row]) for sample in plan.samples])
 
     async def at_run(self) -> StepPlan:
         """Wait until the engine thread stands before a run, and return its plan."""

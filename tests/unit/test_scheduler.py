@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_grpc.engine.request import Request
-from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk
+from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, StepResult
 from llm_grpc.sampling_params import FinishReason, SamplingParams
 from tests.unit.scheduling import EOS, finish, request, slot_scheduler, step
 from tests.unit.scripted_runner import ScriptedRunner
@@ -130,7 +130,7 @@ def test_a_run_answers_every_sample_once(tokens: list[int]) -> None:
     plan = scheduler.schedule()
     assert plan
     with pytest.raises(ValueError, match="zip"):
-        scheduler.commit(plan, tokens)
+        scheduler.commit(plan, StepResult(tokens))
 
 
 def test_planning_again_plans_the_same() -> None:

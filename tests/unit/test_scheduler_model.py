@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hypothesis import settings
@@ -104,9 +105,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         plan = self.plan()
         if plan is None:
             return
-        tokens = self.runner.run(plan)
-        events = self.scheduler.commit(plan, tokens)
-        assert events == self.expect_commit(plan, tokens)
+        result = self.runner.run(plan)
+        events = self.scheduler.commit(plan, result)
+        assert events == self.expect_commit(plan, result.tokens)
 
     @rule(far=st.booleans())
     def failed_step(self, far: bool) -> None:
@@ -269,7 +270,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def expect_sample(self, expected: Expected, row: int) -> Sample:
         return Sample(expected.request.request_id, row, len(expected.output), expected.params)
 
-    def expect_commit(self, plan: StepPlan, tokens: list[int]) -> list[TokenEvent]:
+    def expect_commit(self, plan: StepPlan, tokens: Sequence[int]) -> list[TokenEvent]:
         """Every planned token is in the cache; every sampled request has one token more, and may end."""
         computed = {row.slot: 1 for row in plan.decode}
         if plan.chunk:

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from llm_grpc.engine.request import FailedEvent, Request, TokenEvent
 from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.engine.step_budget import StepBudget
-from llm_grpc.engine.step_plan import SlotRelease, StepPlan
+from llm_grpc.engine.step_plan import SlotRelease, StepPlan, StepResult
 from tests.unit.scheduling import EOS, finish, request, slot_scheduler, slot_table, step
 from tests.unit.scripted_runner import ScriptedRunner
 
@@ -25,7 +25,7 @@ class MeasuredRunner(ScriptedRunner):
         self.touched: dict[int, int] = {}
         self.most = 0
 
-    def run(self, plan: StepPlan) -> list[int]:
+    def run(self, plan: StepPlan) -> StepResult:
         """Compute one step, as ``ModelRunner`` says."""
         self.measure(plan)
         return super().run(plan)

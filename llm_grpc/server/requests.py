@@ -1,31 +1,30 @@
-"""Between the contract's messages and the project's own types, with the checks of every field."""
+"""From the contract's requests to the project's own types, with the checks of every field."""
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Sequence
 
-from google.protobuf.message import Message
-from google.protobuf.unknown_fields import UnknownFieldSet
-
 from llm_grpc.config import MAX_SALT_BYTES, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, MAX_TEMPERATURE
 from llm_grpc.errors import InvalidParameter, PromptTooLong, UnsupportedParameter
-from llm_grpc.sampling_params import FinishReason, SamplingParams
+from llm_grpc.sampling_params import SamplingParams
+from llm_grpc.server.fields import number, refuse_unknown_fields
 from llm_grpc.server.served_model import ServedModel
-from llm_grpc.text.generator import TextDelta
-from llm_grpc.v1 import llm_pb2, model_pb2
+from llm_grpc.v1 import llm_pb2
 
-_FINISH_REASONS = {
-    FinishReason.EOS: llm_pb2.FINISH_REASON_EOS,
-    FinishReason.STOP: llm_pb2.FINISH_REASON_STOP,
-    FinishReason.LENGTH: llm_pb2.FINISH_REASON_LENGTH,
-    FinishReason.CONTEXT_LIMIT: llm_pb2.FINISH_REASON_CONTEXT_LIMIT,
-}
-
-
-_PARTS = ("sampling", "stopping", "response_options", "cache")
-"""The fields of a request that are messages."""
+_LATER = {
+    "": {"constraint", "request_id", "priority", "adapter", "truncate_prompt_tokens"},
+    "sampling": {
+        "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias",
+        "allowed_token_ids", "banned_token_ids", "n",
+    },
+    "stopping": {"stop_token_ids", "include_stop", "min_tokens"},
+    "response_options": {
+        "logprobs", "top_logprobs", "token_text", "prompt_logprobs", "prompt_top_logprobs", "prompt_tokens",
+        "echo", "timing", "receipt",
+    },
+}  # fmt: skip
+"""Fields of the contract that are not served yet, by the message that has them."""
 
 
 def to_sampling_params(request: llm_pb2.GenerateTextRequest, model: ServedModel) -> SamplingParams:
@@ -35,9 +34,8 @@ def to_sampling_params(request: llm_pb2.GenerateTextRequest, model: ServedModel)
         InvalidParameter: a field is out of its limits.
         UnsupportedParameter: the request holds a field that this version does not know.
     """
-    _refuse_unknown_fields("", request)
-    for part in _PARTS:
-        _refuse_unknown_fields(f"{part}.", getattr(request, part))
+    refuse_unknown_fields(request)
+    _refuse_later_fields(request)
     sampling, stopping = request.sampling, request.stopping
     temperature = _temperature(request, model)
     return SamplingParams(
@@ -75,61 +73,13 @@ def to_prompt(request: llm_pb2.GenerateTextRequest, model: ServedModel) -> str |
     return _checked_ids(list(ids), model.manifest.vocabulary_size - 1)
 
 
-def to_response(
-    delta: TextDelta, sequence: int, params: SamplingParams, name: str
-) -> llm_pb2.GenerateTextResponse:
-    """One message of a stream; the fields of the last message are set where the delta has a finish reason."""
-    response = llm_pb2.GenerateTextResponse(generated_text=delta.text, sequence=sequence)
-    for token in delta.tokens:
-        response.tokens.add(id=token)
-    if delta.finish_reason:
-        response.finish_reason = _FINISH_REASONS[delta.finish_reason]
-        response.usage.prompt_tokens = delta.prompt_tokens
-        response.usage.completion_tokens = delta.completion_tokens
-        response.usage.cached_tokens = delta.cached_tokens
-        response.seed = params.seed
-        response.model = name
-        if delta.stop_string is not None:
-            response.stop_string = delta.stop_string
-        if delta.stop_token_id is not None:
-            response.stop_token_id = delta.stop_token_id
-    return response
-
-
-def to_model(model: ServedModel) -> model_pb2.Model:
-    """The description of a model."""
-    manifest = model.manifest
-    return model_pb2.Model(
-        name=model.name,
-        kind=model_pb2.MODEL_KIND_DECODER_ONLY,
-        limits=model_pb2.Limits(
-            context_tokens=model.context_tokens,
-            max_prompt_tokens=model.max_prompt_tokens,
-            max_tokens=model.max_tokens,
-            max_stop_strings=MAX_STOP_STRINGS,
-            max_stop_string_bytes=MAX_STOP_STRING_BYTES,
-            max_message_bytes=model.max_message_bytes,
-        ),
-        defaults=model_pb2.Defaults(
-            max_tokens=model.default_max_tokens,
-            temperature=model.defaults.temperature,
-            top_p=model.defaults.top_p,
-            top_k=model.defaults.top_k,
-        ),
-        digest=model.digest,
-        architecture=manifest.architecture,
-        weights=manifest.weights,
-        lowering=manifest.lowering,
-        vocabulary_size=manifest.vocabulary_size,
-    )
-
-
-def _refuse_unknown_fields(path: str, message: Message) -> None:
-    unknown = UnknownFieldSet(message)
-    if len(unknown):
-        raise UnsupportedParameter(
-            f"{path or 'request.'}{unknown[0].field_number}: this version knows no such field"
-        )
+def _refuse_later_fields(request: llm_pb2.GenerateTextRequest) -> None:
+    for part, later in _LATER.items():
+        message = getattr(request, part) if part else request
+        for field, _ in message.ListFields():
+            if field.name in later:
+                path = f"{part}.{field.name}" if part else field.name
+                raise UnsupportedParameter(f"{path}: this version does not serve it")
 
 
 def _max_tokens(value: int, model: ServedModel) -> int:
@@ -145,13 +95,13 @@ def _temperature(request: llm_pb2.GenerateTextRequest, model: ServedModel) -> fl
     elif value == 0:
         return model.defaults.temperature
     if not 0 <= value <= MAX_TEMPERATURE:
-        raise InvalidParameter(field, f"is {_number(value)}, and must be 0 to {MAX_TEMPERATURE:g}")
+        raise InvalidParameter(field, f"is {number(value)}, and must be 0 to {MAX_TEMPERATURE:g}")
     return value
 
 
 def _top_p(value: float) -> float:
     if not 0 < value <= 1:
-        raise InvalidParameter("sampling.top_p", f"is {_number(value)}, and must be above 0 and at most 1")
+        raise InvalidParameter("sampling.top_p", f"is {number(value)}, and must be above 0 and at most 1")
     return value
 
 
@@ -193,7 +143,3 @@ def _checked_ids(ids: list[int], last: int) -> list[int]:
         index, token = next((i, token) for i, token in enumerate(ids) if not 0 <= token <= last)
         raise InvalidParameter(f"prompt_token_ids[{index}]", f"is {token}, and must be 0 to {last}")
     return ids
-
-
-def _number(value: float) -> str:
-    return f"{value:g}" if math.isfinite(value) else str(value)

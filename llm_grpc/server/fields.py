@@ -1,0 +1,36 @@
+"""Checks of a request message that need nothing but the message."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from llm_grpc.errors import UnsupportedParameter
+
+
+def refuse_unknown_fields(message: Message, path: str = "") -> None:
+    """Raise UnsupportedParameter where ``message``, or one inside of it, has a field of another version."""
+    unknown = UnknownFieldSet(message)
+    if len(unknown):
+        raise UnsupportedParameter(
+            f"{path or 'request.'}{unknown[0].field_number}: this version knows no such field"
+        )
+    for field, value in message.ListFields():
+        for name, inner in _messages(field.name, value):
+            refuse_unknown_fields(inner, f"{path}{name}.")
+
+
+def _messages(name: str, value: object) -> Iterable[tuple[str, Message]]:
+    """The messages of a field, by how a path writes them; those of maps are the library's own."""
+    if isinstance(value, Message):
+        yield name, value
+    elif isinstance(value, Iterable) and not isinstance(value, str | bytes | dict):
+        yield from ((f"{name}[{at}]", each) for at, each in enumerate(value) if isinstance(each, Message))
+
+
+def number(value: float) -> str:
+    """A number as an error shows it."""
+    return f"{value:g}" if math.isfinite(value) else str(value)
