@@ -26,10 +26,9 @@ class SamplingParams:
     ``logit_bias`` has each token once. ``ignore_eos`` makes an end-of-sequence token a token like any other;
     neither it nor one of ``stop_token_ids`` comes before ``min_tokens``. ``num_logprobs`` of the likeliest
     tokens are told beside each chosen one and its own probability; None asks for neither.
-    ``num_prompt_logprobs`` is the same for the prompt's tokens. ``returns_tokens`` asks for the ids beside
-    the text. A request uses what others of its ``cache_salt`` left in the key-value cache, unless
-    ``cache_disabled``: then it computes all of its prompt and leaves nothing. Without ``max_tokens_asked``
-    they are the server's default.
+    ``num_prompt_logprobs`` is the same for the prompt's tokens. A request uses what others of its
+    ``cache_salt`` left in the key-value cache, unless ``cache_disabled``: then it computes all of its prompt
+    and leaves nothing. Without ``max_tokens_asked`` they are the server's default.
     """
 
     max_tokens: int
@@ -52,7 +51,6 @@ class SamplingParams:
     ignore_eos: bool = False
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
-    returns_tokens: bool = False
     cache_disabled: bool = False
     cache_salt: str = ""
     max_tokens_asked: bool = True

@@ -10,6 +10,7 @@ from llm_grpc.errors import InvalidParameter, PromptTooLong, UnsupportedParamete
 from llm_grpc.sampling_params import SamplingParams
 from llm_grpc.server.fields import number, refuse_unknown_fields
 from llm_grpc.server.served_model import ServedModel
+from llm_grpc.text.text_request import AnswerOptions, TextRequest
 from llm_grpc.v1 import llm_pb2
 
 _LATER = {
@@ -27,15 +28,24 @@ _LATER = {
 """Fields of the contract that are not served yet, by the message that has them."""
 
 
-def to_sampling_params(request: llm_pb2.GenerateTextRequest, model: ServedModel) -> SamplingParams:
-    """Check all of a request but its prompt, and apply the model's defaults.
+def to_text_request(request: llm_pb2.GenerateTextRequest, model: ServedModel) -> TextRequest:
+    """Check all of a request, and apply the model's defaults.
 
     Raises:
         InvalidParameter: a field is out of its limits.
+        PromptTooLong: there are more prompt_token_ids than the model takes.
         UnsupportedParameter: the request holds a field that this version does not know.
     """
     refuse_unknown_fields(request)
     _refuse_later_fields(request)
+    return TextRequest(
+        params=_sampling_params(request, model),
+        prompt=_prompt(request, model),
+        options=AnswerOptions(tokens=request.response_options.tokens),
+    )
+
+
+def _sampling_params(request: llm_pb2.GenerateTextRequest, model: ServedModel) -> SamplingParams:
     sampling, stopping = request.sampling, request.stopping
     temperature = _temperature(request, model)
     return SamplingParams(
@@ -47,19 +57,13 @@ def to_sampling_params(request: llm_pb2.GenerateTextRequest, model: ServedModel)
         seed=_seed(sampling, temperature),
         stop_strings=_stop_strings(stopping),
         ignore_eos=stopping.ignore_eos,
-        returns_tokens=request.response_options.tokens,
         cache_disabled=request.cache.disabled or not model.prefix_reuse,
         cache_salt=_salt(request.cache.salt),
     )
 
 
-def to_prompt(request: llm_pb2.GenerateTextRequest, model: ServedModel) -> str | Sequence[int]:
-    """The prompt as a text, or as ids that are known to fit the model.
-
-    Raises:
-        InvalidParameter: there is no prompt, there are two, or an id is not in the vocabulary.
-        PromptTooLong: there are more ids than the model takes.
-    """
+def _prompt(request: llm_pb2.GenerateTextRequest, model: ServedModel) -> str | Sequence[int]:
+    """The prompt as a text, or as ids that are known to fit the model."""
     ids = request.prompt_token_ids
     if not ids:
         if not request.prompt:

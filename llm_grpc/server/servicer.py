@@ -11,7 +11,7 @@ import grpc
 from llm_grpc.errors import UnsupportedParameter
 from llm_grpc.original import llm_service_pb2, llm_service_pb2_grpc
 from llm_grpc.server.models import Models
-from llm_grpc.server.requests import to_prompt, to_sampling_params
+from llm_grpc.server.requests import to_text_request
 from llm_grpc.server.responses import to_response
 from llm_grpc.text.generator import joined
 from llm_grpc.v1 import llm_pb2, llm_pb2_grpc
@@ -30,18 +30,18 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
     async def GenerateText(self, request: Request, context: Context) -> Response:
         """The whole text: the stream's deltas joined."""
         model = self._models.get(request.model)
-        params = to_sampling_params(request, model)
-        async with aclosing(model.generator.generate(to_prompt(request, model), params)) as deltas:
-            return to_response(joined([delta async for delta in deltas]), 0, params, model.name)
+        asked = to_text_request(request, model)
+        async with aclosing(model.generator.generate(asked)) as deltas:
+            return to_response(joined([delta async for delta in deltas]), 0, asked.params, model.name)
 
     async def StreamGenerateText(self, request: Request, context: Context) -> AsyncIterator[Response]:
         """The text as it is generated."""
         model = self._models.get(request.model)
-        params = to_sampling_params(request, model)
-        async with aclosing(model.generator.generate(to_prompt(request, model), params)) as deltas:
+        asked = to_text_request(request, model)
+        async with aclosing(model.generator.generate(asked)) as deltas:
             sequence = 0
             async for delta in deltas:
-                yield to_response(delta, sequence, params, model.name)
+                yield to_response(delta, sequence, asked.params, model.name)
                 sequence += 1
 
     async def Chat(self, request: llm_pb2.ChatRequest, context: Any) -> llm_pb2.ChatResponse:

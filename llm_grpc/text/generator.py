@@ -14,6 +14,7 @@ from llm_grpc.sampling_params import FinishReason, SamplingParams
 from llm_grpc.text.admission import Admission
 from llm_grpc.text.detokenizer import Detokenizer
 from llm_grpc.text.stop_strings import StopStringMatcher
+from llm_grpc.text.text_request import AnswerOptions, TextRequest
 from llm_grpc.text.tokenizer import TextTokenizer
 
 
@@ -58,13 +59,10 @@ class TextGenerator:
         self._metrics = metrics
         self._max_request_tokens = max_request_tokens
 
-    async def generate(
-        self, prompt: str | Sequence[int], params: SamplingParams
-    ) -> AsyncGenerator[TextDelta, None]:
+    async def generate(self, request: TextRequest) -> AsyncGenerator[TextDelta, None]:
         """Yield the text of one request as it is generated; the last delta carries the finish reason.
 
-        ``prompt`` is a text, or ids of the model's vocabulary that are known to fit its context. A delta
-        without text is yielded where it is the last or where the request asked for tokens.
+        A delta without text is yielded where it is the last or where the request asked for tokens.
 
         Closing or cancelling the iterator frees the request's slot within one engine step.
 
@@ -74,12 +72,13 @@ class TextGenerator:
             InvalidParameter: the prompt and what is asked for together never fit the memory of the cache.
             EngineFailed: a run of the model failed.
         """
+        prompt, params = request.prompt, request.params
         with self._admission.permit():
             clock = RequestClock(self._metrics)
             prompt_ids = await self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
             self._check_memory(len(prompt_ids), params)
             clock.prompt(len(prompt_ids))
-            text = _Text(Detokenizer(self._tokenizer, prompt_ids), params)
+            text = _Text(Detokenizer(self._tokenizer, prompt_ids), params, request.options)
             async with aclosing(self._engine.generate(prompt_ids, params)) as batches:
                 async for events in batches:
                     delta = text.push(events)
@@ -106,10 +105,10 @@ class TextGenerator:
 class _Text:
     """Turns the token events of one request into deltas."""
 
-    def __init__(self, detokenizer: Detokenizer, params: SamplingParams) -> None:
+    def __init__(self, detokenizer: Detokenizer, params: SamplingParams, options: AnswerOptions) -> None:
         self._detokenizer = detokenizer
         self._stops = StopStringMatcher(params.stop_strings)
-        self._returns_tokens = params.returns_tokens
+        self._returns_tokens = options.tokens
         self._num_tokens = 0
         self.num_new_tokens = 0
         self.cached_tokens = 0

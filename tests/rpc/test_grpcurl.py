@@ -76,7 +76,16 @@ def assert_same(unary: Response, stream: list[Response]) -> None:
 def test_list(grpcurl: Grpcurl) -> None:
     assert grpcurl("list").split() == SERVICES
     assert grpcurl("list", "LLMService").split() == ["LLMService.GenerateText"]
-    v1 = ["llm_grpc.v1.LLMService.GenerateText", "llm_grpc.v1.LLMService.StreamGenerateText"]
+    methods = (
+        "BatchGenerateText",
+        "CancelGeneration",
+        "Chat",
+        "GenerateText",
+        "ScoreText",
+        "StreamChat",
+        "StreamGenerateText",
+    )
+    v1 = [f"llm_grpc.v1.LLMService.{method}" for method in methods]
     assert grpcurl("list", "llm_grpc.v1.LLMService").split() == v1
 
 

@@ -19,6 +19,7 @@ from llm_grpc.metrics import Metrics
 from llm_grpc.sampling_params import FinishReason, SamplingParams
 from llm_grpc.text.admission import Admission
 from llm_grpc.text.generator import TextDelta, TextGenerator, joined
+from llm_grpc.text.text_request import AnswerOptions, TextRequest
 from tests.unit.scheduling import slot_scheduler
 from tests.unit.scripted_runner import HANG_S, ScriptedRunner, hashed, script
 from tests.unit.small_tokenizers import BOS, EOS, byte_level, decode, metaspace, token_id
@@ -59,8 +60,9 @@ async def read(
     stops: tuple[str, ...] = (),
     returns_tokens: bool = False,
 ) -> list[TextDelta]:
-    params = SamplingParams(max_tokens, stop_strings=stops, returns_tokens=returns_tokens)
-    async with aclosing(generator.generate(prompt, params)) as deltas:
+    params = SamplingParams(max_tokens, stop_strings=stops)
+    request = TextRequest(prompt, params, options=AnswerOptions(tokens=returns_tokens))
+    async with aclosing(generator.generate(request)) as deltas:
         return [delta async for delta in deltas]
 
 
@@ -302,7 +304,7 @@ async def test_a_prompt_of_ids_is_taken_as_it_is() -> None:
 
 async def test_closing_early_frees_slot_and_permit() -> None:
     async with bench_of(num_slots=1, max_waiting=0, gated=True) as bench:
-        deltas = bench.generator.generate("a", SamplingParams(50))
+        deltas = bench.generator.generate(TextRequest("a", SamplingParams(50)))
         first = asyncio.ensure_future(anext(deltas))
         await bench.runner.at_run()
         while not first.done():
@@ -347,7 +349,7 @@ async def test_an_engine_failure_reaches_the_caller_and_gives_the_permit_back() 
 
 async def test_who_stops_reading_at_the_last_delta_has_had_the_whole_answer() -> None:
     async with bench_of() as bench:
-        async with aclosing(bench.generator.generate("a", SamplingParams(4))) as deltas:
+        async with aclosing(bench.generator.generate(TextRequest("a", SamplingParams(4)))) as deltas:
             async for delta in deltas:
                 if delta.finish_reason:
                     break
