@@ -55,9 +55,10 @@ model: $(EXPORT) ## export the embedded model again from its checkpoint, for CPU
 	@$(BIN)/llm-grpc export models/embedded/checkpoint llm_grpc/embedded_paged --name embedded \
 		--lowering paged --weights fp16
 
-generate: $(DEV) ## write the stubs and the contract image from protos/
+generate: $(DEV) tools ## write the stubs, the contract image and docs from protos/ and the configuration
 	@PATH="$(CURDIR)/$(BIN):$$PATH" protos/generate.sh
 	@$(BIN)/python docs/generate_configuration.py
+	@$(BIN)/python docs/generate_api.py
 
 lint: $(DEV) ## ruff, mypy and buf
 	@$(BIN)/ruff check .
@@ -97,7 +98,7 @@ clean: ## remove what builds, tests and setup wrote
 	@rm -rf $(VENV) .venv-gpu build dist .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-generated: $(DEV)
+generated: $(DEV) tools
 	@PATH="$(CURDIR)/$(BIN):$$PATH" protos/generate.sh --check
 
 $(BIN)/python:

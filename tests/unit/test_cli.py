@@ -251,6 +251,11 @@ def test_a_missing_extra_says_what_to_install() -> None:
         import llm_grpc.nowhere  # type: ignore[import-not-found]  # noqa: F401, PLC0415
 
 
+def test_the_page_of_the_contract_is_current() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "generate_api.py"))["document"]()
+    assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == page
+
+
 def test_the_table_of_the_configuration_is_current() -> None:
     script = runpy.run_path(str(ROOT / "docs" / "generate_configuration.py"))
     page = script["document"]()
