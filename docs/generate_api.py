@@ -9,7 +9,6 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
     EnumDescriptorProto,
