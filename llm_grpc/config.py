@@ -29,6 +29,7 @@ MAX_PENALTY = 2.0
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 256
 MAX_SALT_BYTES = 256
+MAX_NAME_CHARACTERS = 200
 
 
 def _bytes(value: object) -> object:
@@ -46,6 +47,12 @@ Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY, allow_inf_nan=
 """Of what was said before; the penalty is subtracted from logits."""
 
 
+def _name(text: str) -> str:
+    if not text.isprintable() or len(text) > MAX_NAME_CHARACTERS:
+        raise ValueError(f"should be at most {MAX_NAME_CHARACTERS} printable characters")
+    return text
+
+
 def _devices(text: str) -> str:
     parse_devices(text)
     return text
@@ -59,7 +66,7 @@ class ModelConfig:
     model: Path = EMBEDDED_MODEL
     """Model directory, as written by `llm-grpc export`; the embedded one is there for CPUs and for GPUs."""
 
-    model_name: str = ""
+    model_name: Annotated[str, AfterValidator(_name)] = ""
     """Name that requests use; empty means the name in the model's manifest."""
 
     verify_digest: bool = False

@@ -61,7 +61,10 @@ def _settings(entry: object, defaults: ModelSettings, where: str, file: Path | N
         )
     except ValidationError as error:
         faults: list[dict[str, Any]] = [dict(fault) for fault in error.errors(include_url=False)]
-        lines = [f"{where}.{fault['loc'][0]} in {file}: {problem(fault)}" for fault in faults]
+        keys = [_NAME if fault["loc"][0] == "model_name" else fault["loc"][0] for fault in faults]
+        lines = [
+            f"{where}.{key} in {file}: {problem(fault)}" for key, fault in zip(keys, faults, strict=True)
+        ]
         raise CycloptsError(msg="; ".join(lines)) from None
 
 

@@ -89,14 +89,15 @@ class ModelHost:
     async def load(self, promised_bytes: int) -> None:
         """Load, warm up, and take requests. Other models have been promised ``promised_bytes``.
 
+        What takes long is done in threads, for other models may be serving.
+
         Raises:
             StartupError: the model cannot be loaded.
         """
         (model, config), manifest = self._settings, self._manifest
         if model.verify_digest:
             await asyncio.to_thread(check_digests, model.model, manifest)
-        tokenizer = TextTokenizer(model.model / manifest.tokenizer, self._context_tokens - 1)
-        tokenizer.check_ids(manifest.vocabulary_size)
+        tokenizer = await asyncio.to_thread(self._tokenizer)
         worker = Worker(WORKER)  # recordings of a GPU are those of the thread that made them
         loading = worker.submit(
             lambda: warm_runner(self._settings, manifest, self._make_runner, promised_bytes)
@@ -147,6 +148,12 @@ class ModelHost:
     @property
     def _engine_load(self) -> Load:
         return self._engine.load if self._engine else Load()
+
+    def _tokenizer(self) -> TextTokenizer:
+        path = self._settings.model.model / self._manifest.tokenizer
+        tokenizer = TextTokenizer(path, self._context_tokens - 1)
+        tokenizer.check_ids(self._manifest.vocabulary_size)
+        return tokenizer
 
     def _start_engine(self, warm: WarmRunner, context_tokens: int, worker: Worker) -> AsyncEngine:
         config, manifest = self._settings.engine, self._manifest

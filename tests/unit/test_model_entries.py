@@ -102,6 +102,7 @@ def test_a_bad_list_names_the_entry_and_the_key(listed: Listed, text: str, probl
         ("max_running: 0", "max_running in {}: the value '0' should be greater than or equal to 1"),
         ("temperature: hot", "temperature in {}: the value 'hot' should be a valid number"),
         ("kv_cache_memory: much", "kv_cache_memory in {}: the value 'much' should be a size such as"),
+        ("name: 'a\tb'", "name in {}: the value 'a\\tb' should be at most 200 printable characters"),
         ("verify_digest: 3", "verify_digest in {}: the value '3' should be a valid boolean"),
     ],
 )
@@ -109,7 +110,8 @@ def test_a_bad_value_names_entry_key_value_and_limit(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, entry: str, problem: str
 ) -> None:
     path = tmp_path / "llm-grpc.yaml"
-    path.write_text(f"models:\n  - name: a\n  - name: b\n    {entry}\n")
+    entry = entry if entry.startswith("name") else f"name: b\n    {entry}"
+    path.write_text(f"models:\n  - name: a\n  - {entry}\n")
     assert main(["serve", "--config", str(path)]) == 2
     line = capsys.readouterr().err
     assert line.startswith(f"llm-grpc: models[1].{problem.format(path)}")
