@@ -9,7 +9,7 @@ from typing import Literal, get_args, get_origin
 from cyclopts import App, Argument
 
 from llm_grpc.cli.serve import serve
-from llm_grpc.config import EMBEDDED_MODEL
+from llm_grpc.config import BLOCKS, EMBEDDED_MODEL
 
 TARGET = Path(__file__).with_name("configuration.md")
 
@@ -28,16 +28,23 @@ server_config:
   address: 0.0.0.0:50051
 ```
 
-A value out of its range, a key that is unknown or set twice, and a file that is no mapping stop the start
-with one line and exit code 2. Other variables that begin with `LLM_GRPC_` are left alone: Kubernetes sets
-some (`LLM_GRPC_PORT`) for a Service named llm-grpc.
+The table says which block a key may stand in. A list `models` makes it a server of several models; how, and a
+whole ConfigMap, are in [serving.md](serving.md).
+
+`host` and `port` are the parts of `address`, for who has them apart. One source says the address or its
+parts, not both; of two sources the one that beats the other decides each part.
+
+A value out of its range, a key that is unknown, set twice or in another block, and a file that is no mapping
+stop the start with one line and exit code 2. Other variables that begin with `LLM_GRPC_` are left alone:
+Kubernetes sets some for a Service named llm-grpc. `LLM_GRPC_PORT` is one of them, tcp://10.0.0.7:50051 for
+instance, and is left alone where it looks like that.
 
 The other commands read `LLM_GRPC_<COMMAND>_<FLAG>`, for instance `LLM_GRPC_HEALTH_TIMEOUT_S`, for in a
 server's container `LLM_GRPC_MODEL` speaks of the server. Their `--address` falls back to `LLM_GRPC_ADDRESS`,
 where 0.0.0.0 and [::] mean loopback.
 
-| Key | Flag | Variable | Default | Range | Meaning |
-|---|---|---|---|---|---|
+| Key | Block | Flag | Variable | Default | Range | Meaning |
+|---|---|---|---|---|---|---|
 """
 
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -56,6 +63,7 @@ def _row(argument: Argument) -> str:
     default = "the embedded model" if argument.field_info.default == EMBEDDED_MODEL else _code(argument)
     cells = (
         f"`{key}`",
+        f"`{_block(key)}`",
         f"`{argument.name}`",
         f"`LLM_GRPC_{key.upper()}`",
         default,
@@ -65,9 +73,13 @@ def _row(argument: Argument) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
+def _block(key: str) -> str:
+    return next(block for block, group in BLOCKS.items() if key in group.__dataclass_fields__)
+
+
 def _code(argument: Argument) -> str:
     value = argument.field_info.default
-    return "empty" if value == "" else f"`{value}`"
+    return "empty" if value in ("", None) else f"`{value}`"
 
 
 def _range(argument: Argument) -> str:

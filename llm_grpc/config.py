@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from cyclopts import Parameter
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -25,9 +25,11 @@ EMBEDDED_PAGED_MODEL = EMBEDDED_MODEL.with_name("embedded_paged")
 """The same model for GPUs: in fp16, of lowering ``paged``."""
 
 MAX_TEMPERATURE = 2.0
+MAX_PENALTY = 2.0
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 256
 MAX_SALT_BYTES = 256
+MAX_NAME_CHARACTERS = 200
 
 
 def _bytes(value: object) -> object:
@@ -39,6 +41,16 @@ def _bytes(value: object) -> object:
 
 Size = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 """A number of bytes, or a text such as 8GiB."""
+
+
+Penalty = Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY, allow_inf_nan=False)]
+"""Of what was said before; the penalty is subtracted from logits."""
+
+
+def _name(text: str) -> str:
+    if not text.isprintable() or len(text) > MAX_NAME_CHARACTERS:
+        raise ValueError(f"should be at most {MAX_NAME_CHARACTERS} printable characters")
+    return text
 
 
 def _devices(text: str) -> str:
@@ -54,7 +66,7 @@ class ModelConfig:
     model: Path = EMBEDDED_MODEL
     """Model directory, as written by `llm-grpc export`; the embedded one is there for CPUs and for GPUs."""
 
-    model_name: str = ""
+    model_name: Annotated[str, AfterValidator(_name)] = ""
     """Name that requests use; empty means the name in the model's manifest."""
 
     verify_digest: bool = False
@@ -71,6 +83,12 @@ class ModelConfig:
 
     top_k: Annotated[int, Field(ge=0)] = 0
     """Most likely tokens kept where a request sets none; 0 keeps all."""
+
+    frequency_penalty: Penalty = 0.0
+    """Penalty for each time that a token was said where a request sets none; 0 changes nothing."""
+
+    presence_penalty: Penalty = 0.0
+    """Penalty for each token that was said where a request sets none; 0 changes nothing."""
 
     def on(self, device: str) -> ModelConfig:
         """The same, but for the embedded model where ``device`` names GPUs alone: that has one for them."""
@@ -119,13 +137,32 @@ class EngineConfig:
     """Threads of ONNX Runtime; 0 means one for each CPU that affinity and cgroup quota leave this process."""
 
 
+class ModelSettings(NamedTuple):
+    """One model of a server, and how it is run."""
+
+    model: ModelConfig
+    engine: EngineConfig
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ServerConfig:
-    """Where and how the server listens, and how it stops."""
+    """Where and how the server listens, which model is the default, and how it stops."""
 
     address: str = "0.0.0.0:50051"
     """Address of the data plane, HOST:PORT; port 0 picks a free one."""
+
+    host: str = ""
+    """The host of that address, said by itself; empty means the one of address."""
+
+    port: Annotated[int | None, Field(ge=0, le=65535)] = None
+    """The port of that address, said by itself; empty means the one of address."""
+
+    max_workers: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Calls of the data plane at once, of all models; 0 means what max_running and max_waiting admit."""
+
+    default_model: str = ""
+    """Name of the model that requests without a name get; empty means the first."""
 
     metrics_address: str = "0.0.0.0:9464"
     """Address of the Prometheus endpoint /metrics, HOST:PORT; empty turns it off."""
@@ -147,3 +184,19 @@ class ServerConfig:
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level of the lines that are logged."""
+
+    @property
+    def data_address(self) -> str:
+        """Where the data plane listens: ``address`` with ``host`` and ``port``, where they are said."""
+        host, colon, port = self.address.rpartition(":")
+        if self.host:
+            host = f"[{self.host}]" if ":" in self.host and not self.host.startswith("[") else self.host
+        return f"{host}{colon}{port if self.port is None else self.port}"
+
+
+BLOCKS: dict[str, type[ModelConfig | EngineConfig | ServerConfig]] = {
+    "model_config": ModelConfig,
+    "engine_config": EngineConfig,
+    "server_config": ServerConfig,
+}
+"""Keys of the file that group others, and whose fields they group."""

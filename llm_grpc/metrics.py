@@ -13,25 +13,32 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from llm_grpc.sampling_params import FinishReason
-from llm_grpc.token_metrics import TokenMetrics
+from llm_grpc.token_metrics import TokenCollector
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
 
+MODEL = "model_name"
+"""The label of what belongs to one model. Its values are the configured names, so that there are few."""
+
+
 class ReadCounter(Collector):
-    """A counter that is kept elsewhere and read at each scrape."""
+    """A counter for each model that is kept elsewhere and read at each scrape."""
 
     def __init__(self, name: str, text: str) -> None:
         self._name, self._text = name, text
-        self._read: Callable[[], int] = lambda: 0
+        self._reads: dict[str, Callable[[], int]] = {}
 
-    def set_function(self, read: Callable[[], int]) -> None:
-        """Ask ``read`` for the count so far."""
-        self._read = read
+    def set_function(self, model_name: str, read: Callable[[], int]) -> None:
+        """Ask ``read`` for the count so far of one model."""
+        self._reads[model_name] = read
 
     def collect(self) -> Iterator[Metric]:
         """The family, as a scrape shows it."""
-        yield CounterMetricFamily(self._name, self._text, value=self._read())
+        family = CounterMetricFamily(self._name, self._text, labels=(MODEL,))
+        for model_name, read in self._reads.items():
+            family.add_metric((model_name,), read())
+        yield family
 
 
 class Metrics:
@@ -45,13 +52,13 @@ class Metrics:
         GCCollector(registry=registry)
 
         def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"llm_grpc_{name}", text, registry=registry)
+            return Gauge(f"llm_grpc_{name}", text, (MODEL,), registry=registry)
 
-        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+        def counter(name: str, text: str, labels: tuple[str, ...] = (MODEL,)) -> Counter:
             return Counter(name, text, labels, registry=registry)
 
         def histogram(name: str, text: str) -> Histogram:
-            return Histogram(f"llm_grpc_{name}", text, buckets=_SECONDS, registry=registry)
+            return Histogram(f"llm_grpc_{name}", text, (MODEL,), buckets=_SECONDS, registry=registry)
 
         self.requests_running = gauge("requests_running", "Requests that hold a slot.")
         self.requests_waiting = gauge("requests_waiting", "Admitted requests that wait for a slot.")
@@ -63,14 +70,14 @@ class Metrics:
         self.prefix_cache_hits = counter(
             "llm_grpc_prefix_cache_hits", "Prompt tokens that were found in the cache and not computed."
         )
-        self.tokens = TokenMetrics()
+        self.tokens = TokenCollector(MODEL)
         registry.register(self.tokens)
         self.preemptions = ReadCounter(
             "llm_grpc_preemptions", "Running requests whose memory others needed; they compute it again."
         )
         registry.register(self.preemptions)
         self.request_success = counter(
-            "llm_grpc_request_success", "Requests that ended well.", ("finished_reason",)
+            "llm_grpc_request_success", "Requests that ended well.", (MODEL, "finished_reason")
         )
         self.time_to_first_token = histogram("time_to_first_token_seconds", "Admission to first token.")
         self.e2e_request_latency = histogram("e2e_request_latency_seconds", "Admission to last token.")
@@ -91,10 +98,36 @@ class Metrics:
         )
 
 
+class ModelMetrics:
+    """The series of one model, which are there from now on."""
+
+    def __init__(self, metrics: Metrics, model_name: str) -> None:
+        self.registry, self.clock = metrics.registry, metrics.clock
+        self._name, self._request_success = model_name, metrics.request_success
+        self._preemptions = metrics.preemptions
+        self.requests_running = metrics.requests_running.labels(model_name)
+        self.requests_waiting = metrics.requests_waiting.labels(model_name)
+        self.kv_utilization = metrics.kv_utilization.labels(model_name)
+        self.prompt_tokens = metrics.prompt_tokens.labels(model_name)
+        self.prefix_cache_queries = metrics.prefix_cache_queries.labels(model_name)
+        self.prefix_cache_hits = metrics.prefix_cache_hits.labels(model_name)
+        self.tokens = metrics.tokens.of_model(model_name)
+        self.time_to_first_token = metrics.time_to_first_token.labels(model_name)
+        self.e2e_request_latency = metrics.e2e_request_latency.labels(model_name)
+
+    def succeeded(self, reason: FinishReason) -> None:
+        """Count a request that ended well."""
+        self._request_success.labels(self._name, reason.value).inc()
+
+    def read_preemptions(self, read: Callable[[], int]) -> None:
+        """Ask ``read`` for the preemptions so far."""
+        self._preemptions.set_function(self._name, read)
+
+
 class RequestClock:
     """Times one admitted request, message by message."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: ModelMetrics) -> None:
         self._metrics = metrics
         self._started = metrics.clock()
         self._last = 0.0
@@ -121,5 +154,5 @@ class RequestClock:
 
     def finished(self, reason: FinishReason) -> None:
         """The text ended."""
-        self._metrics.request_success.labels(reason.value).inc()
+        self._metrics.succeeded(reason)
         self._metrics.e2e_request_latency.observe(self._metrics.clock() - self._started)

@@ -25,6 +25,8 @@ FLAGS = {"--address": "127.0.0.1:0", "--metrics-address": "", "--admin-address":
 def serve_command(flags: Sequence[str] = ()) -> list[str]:
     """The command of a server with these flags; what they do not set of FLAGS is as there."""
     given = {flag.partition("=")[0] for flag in flags}
+    if given & {"--host", "--port"}:
+        given.add("--address")
     ours = [f"{flag}={value}" for flag, value in FLAGS.items() if flag not in given]
     return [sys.executable, "-m", "llm_grpc.cli.main", "serve", *ours, *flags]
 

@@ -10,13 +10,14 @@ from cyclopts.config import Env
 
 from llm_grpc import __version__
 from llm_grpc.cli.config_file import config_file
+from llm_grpc.cli.listen_address import one_address, service_links
 from llm_grpc.cli.messages import fail, usage_error
 from llm_grpc.cli.server_address import server_address
 from llm_grpc.errors import LLMGrpcError
 
 USAGE_ERROR = 2
 
-SERVER_SETTINGS = [Env("LLM_GRPC_", command=False), config_file]
+SERVER_SETTINGS = [Env("LLM_GRPC_", command=False), service_links, config_file, one_address]
 """`serve`: a flag, else its variable, else the file."""
 
 COMMAND_SETTINGS = [Env("LLM_GRPC_"), server_address]
@@ -24,8 +25,8 @@ COMMAND_SETTINGS = [Env("LLM_GRPC_"), server_address]
 speak of the server. The address alone falls back to where the server of this environment listens."""
 
 COMMANDS = {
-    "serve": """Serve a model until SIGTERM or SIGINT, then let running calls finish. A flag beats its
-        environment variable, which beats the configuration file.""",
+    "serve": """Serve a model, or several, until SIGTERM or SIGINT, then let running calls finish. A flag
+        beats its environment variable, which beats the configuration file.""",
     "generate": "Ask a server to continue a prompt and print the text alone.",
     "health": "Check a server's health and print its status.",
     "export": """Export a Hugging Face model through optimum to a model directory that `serve --model` takes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import CycloptsError
 
@@ -31,17 +31,22 @@ def _invalid_fields(error: ValidationError, arguments: ArgumentCollection) -> st
     return "; ".join(_invalid_field(dict(fault), arguments) for fault in error.errors(include_url=False))
 
 
-def _invalid_field(fault: dict[str, object], arguments: ArgumentCollection) -> str:
+def _invalid_field(fault: dict[str, Any], arguments: ArgumentCollection) -> str:
     path = fault["loc"]
     field = str(path[0]) if isinstance(path, tuple) and path else ""
     argument = next((a for a in arguments if a.keys[-1:] == (field,)), None)
-    name = _source(argument) if argument and argument.tokens else field
+    name = source(argument) if argument and argument.tokens else field
+    return f"{name}: {problem(fault)}"
+
+
+def problem(fault: dict[str, Any]) -> str:
+    """Say what is wrong with one value, as pydantic tells it: the value and the limit."""
     limit = str(fault["msg"]).removeprefix("Input ").removeprefix("Value error, ")
-    return f"{name}: the value {fault['input']!r} {limit}"
+    return f"the value {fault['input']!r} {limit}"
 
 
-def _source(argument: Argument) -> str:
-    """Name the flag, the variable, or the key and its file."""
+def source(argument: Argument) -> str:
+    """Name the flag, the variable, or the key and its file, that set an argument."""
     token: Token = argument.tokens[0]
     name = token.keyword or argument.name
     return name if token.source in {"", "cli", "env"} else f"{name} in {token.source}"

@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from llm_grpc.cli.extras import needs_extra
-from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
+from llm_grpc.cli.model_entries import model_settings
+from llm_grpc.config import EngineConfig, ModelConfig, ModelSettings, ServerConfig
 
 # Without a default a group of flags would be required.
 DEFAULT_MODEL, DEFAULT_ENGINE, DEFAULT_SERVER = ModelConfig(), EngineConfig(), ServerConfig()
@@ -21,10 +22,10 @@ def serve(
     Parameters
     ----------
     config
-        YAML file with any of these settings: `max_running: 32`.
+        YAML file with any of these settings: `max_running: 32`, and a list of models.
     """
-    del config  # read before this function is called, by config_file
+    models = model_settings(config, ModelSettings(model, engine))
     with needs_extra("install llm-grpc[cpu] or llm-grpc[cuda]"):
         from llm_grpc.server.run import run  # noqa: PLC0415 - `serve --help` needs no runtime
 
-        return run(model.on(engine.device), engine, server)
+        return run(models, server)

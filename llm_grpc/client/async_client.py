@@ -65,6 +65,24 @@ class AsyncClient:
         with translated():
             return (await self._models.GetModel(request, **self._call(timeout_s))).model
 
+    async def list_models(self, *, timeout_s: float | None = None) -> AsyncIterator[model_pb2.Model]:
+        """Yield every model of the server, by name; those that are loading too. Each page has a deadline."""
+        request = model_pb2.ListModelsRequest()
+        while True:
+            with translated():
+                page = await self._models.ListModels(request, **self._call(timeout_s))
+            for model in page.models:
+                yield model
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def get_server_info(self, *, timeout_s: float | None = None) -> model_pb2.GetServerInfoResponse:
+        """Tell which software answers, and which model is the default."""
+        request = model_pb2.GetServerInfoRequest()
+        with translated():
+            return await self._models.GetServerInfo(request, **self._call(timeout_s))
+
     async def health(self, service: str = LLM_SERVICE, *, timeout_s: float | None = None) -> HealthStatus:
         """Return what the server says of `service` now: compare with "SERVING". Never retried."""
         request = health_request(service)

@@ -70,6 +70,23 @@ class Client:
         with translated():
             return self._models.GetModel(request, **self._call(timeout_s)).model
 
+    def list_models(self, *, timeout_s: float | None = None) -> Iterator[model_pb2.Model]:
+        """Yield every model of the server, by name; those that are loading too. Each page has a deadline."""
+        request = model_pb2.ListModelsRequest()
+        while True:
+            with translated():
+                page = self._models.ListModels(request, **self._call(timeout_s))
+            yield from page.models
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def get_server_info(self, *, timeout_s: float | None = None) -> model_pb2.GetServerInfoResponse:
+        """Tell which software answers, and which model is the default."""
+        request = model_pb2.GetServerInfoRequest()
+        with translated():
+            return self._models.GetServerInfo(request, **self._call(timeout_s))
+
     def health(self, service: str = LLM_SERVICE, *, timeout_s: float | None = None) -> HealthStatus:
         """Return what the server says of `service` now: compare with "SERVING". Never retried."""
         request = health_request(service)

@@ -1,15 +1,20 @@
 """``grpc.health.v1`` with the names of the health contract.
 
-========================  ==================================================================
-``""``, each service,     ready for traffic: NOT_SERVING while loading, while the engine fails
-``model/<name>``          and from the first moment of a drain
-``live``                  the process and its step loop are there
-========================  ==================================================================
+======================  ====================================================================
+``model/<name>``        the model is ready for traffic: NOT_SERVING while it loads, while its
+                        engine fails, and from the first moment of a drain
+``""``, each service    all models are
+``live``                the process and the step loops of its models are there
+======================  ====================================================================
+
+All, because Kubernetes sends traffic to a server and not to a model: one that is behind a Service answers
+requests to every one of its models. Who routes by model asks for ``model/<name>``.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -23,8 +28,8 @@ _STATUS = {True: health_pb2.HealthCheckResponse.SERVING, False: health_pb2.Healt
 class Health:
     """Says what is ready. Watchers are told of changes alone."""
 
-    def __init__(self, services: tuple[str, ...], model_name: str) -> None:
-        self._ready_names = ("", *services, f"model/{model_name}")
+    def __init__(self, services: tuple[str, ...]) -> None:
+        self._server_names = ("", *services)
         self._servicer = _EndableHealthServicer()
         self._said: dict[str, bool] = {}
 
@@ -37,10 +42,12 @@ class Health:
         """What was said last for the data plane."""
         return self._said.get("", False)
 
-    async def set_ready(self, ready: bool) -> None:
-        """Say whether the data plane takes traffic."""
-        for name in self._ready_names:
-            await self._set(name, ready)
+    async def set_ready(self, models: Mapping[str, bool]) -> None:
+        """Say of each model, by its name, whether it takes traffic."""
+        for name, ready in models.items():
+            await self._set(f"model/{name}", ready)
+        for name in self._server_names:
+            await self._set(name, all(models.values()))
 
     async def set_live(self, live: bool) -> None:
         """Say whether the process works."""

@@ -15,13 +15,17 @@ from llm_grpc.manifest import Manifest
 log = logging.getLogger(__name__)
 
 
-def slot_tokens(manifest: Manifest, asked_bytes: int, pool_tokens: int) -> int:
+def slot_tokens(manifest: Manifest, asked_bytes: int, pool_tokens: int, promised_bytes: int) -> int:
     """Tokens that slots may hold together; the model is loaded, so that what is available now can be theirs.
+
+    Without an answer in ``asked_bytes`` they leave alone what was promised to other models' slots, which may
+    not have touched any of it: ``promised_bytes``.
 
     Raises:
         StartupError: there is too little memory for any request.
     """
-    budget = kv_budget(asked_bytes, available_memory_bytes(), manifest.kv_cache.token_bytes, pool_tokens)
+    available_bytes = max(0, available_memory_bytes() - promised_bytes)
+    budget = kv_budget(asked_bytes, available_bytes, manifest.kv_cache.token_bytes, pool_tokens)
     _log(manifest, budget.num_bytes, f"{budget.num_tokens} tokens of {format_bytes(budget.token_bytes)}")
     return budget.num_tokens
 

@@ -4,30 +4,56 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_grpc.errors import UnsupportedParameter
+from llm_grpc.errors import InvalidParameter
+from llm_grpc.server import page_token
 from llm_grpc.server.descriptions import to_model
+from llm_grpc.server.fields import refuse_unknown_fields
+from llm_grpc.server.model_host import ModelHost
 from llm_grpc.server.models import Models
 from llm_grpc.v1 import model_pb2, model_pb2_grpc
 
+MAX_PAGE_SIZE = 1000
+DEFAULT_PAGE_SIZE = 100
+
 
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
-    """Read-only facts about the models."""
+    """Read-only facts about the models, and about the server: ``info``."""
 
-    def __init__(self, models: Models) -> None:
-        self._models = models
+    def __init__(self, models: Models, info: model_pb2.GetServerInfoResponse) -> None:
+        self._models, self._info = models, info
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Any) -> model_pb2.GetModelResponse:
         """Describe one model."""
-        return model_pb2.GetModelResponse(model=to_model(self._models.get(request.name)))
+        refuse_unknown_fields(request)
+        host, _ = self._models.loaded(request.name)
+        return model_pb2.GetModelResponse(model=self._described(host))
 
     async def ListModels(
         self, request: model_pb2.ListModelsRequest, context: Any
     ) -> model_pb2.ListModelsResponse:
-        """Describe all models."""
-        raise UnsupportedParameter("ListModels: this version does not serve it")
+        """Describe a page of models, by name."""
+        refuse_unknown_fields(request)
+        size = _page_size(request.page_size)
+        last = page_token.name_of(request.page_token) if request.page_token else ""
+        rest = [host for host in self._models.by_name() if host.name > last]
+        page = rest[:size]
+        return model_pb2.ListModelsResponse(
+            models=map(self._described, page),
+            next_page_token=page_token.after(page[-1].name) if len(rest) > size else "",
+        )
 
     async def GetServerInfo(
         self, request: model_pb2.GetServerInfoRequest, context: Any
     ) -> model_pb2.GetServerInfoResponse:
         """Tell which software answers."""
-        raise UnsupportedParameter("GetServerInfo: this version does not serve it")
+        refuse_unknown_fields(request)
+        return self._info
+
+    def _described(self, host: ModelHost) -> model_pb2.Model:
+        return to_model(host, host is self._models.default)
+
+
+def _page_size(value: int) -> int:
+    if not 0 <= value <= MAX_PAGE_SIZE:
+        raise InvalidParameter("page_size", f"is {value}, and must be 0 to {MAX_PAGE_SIZE}")
+    return value or DEFAULT_PAGE_SIZE

@@ -7,11 +7,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import uvloop
 
-from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
+from llm_grpc.config import ModelSettings, ServerConfig
 from llm_grpc.server.app import Server
 from llm_grpc.server.runners import MakeRunner, runner_for
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    model: ModelConfig, engine: EngineConfig, server: ServerConfig, *, make_runner: MakeRunner = runner_for
+    models: Sequence[ModelSettings], server: ServerConfig, *, make_runner: MakeRunner = runner_for
 ) -> int:
     """Serve until SIGTERM or SIGINT and drain; a second signal ends the process at once.
 
@@ -34,7 +34,7 @@ def run(
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         stream=sys.stderr,
     )
-    return uvloop.run(_serve(lambda: Server(model, engine, server, make_runner=make_runner)))
+    return uvloop.run(_serve(lambda: Server(models, server, make_runner=make_runner)))
 
 
 async def _serve(make_app: Callable[[], Server]) -> int:
@@ -43,9 +43,10 @@ async def _serve(make_app: Callable[[], Server]) -> int:
     starting = asyncio.ensure_future(app.start())
     await _first(starting, asked_to_stop.wait())
     if not starting.done():
-        log.info("stopping before the model was loaded")
+        log.info("stopping before all models were loaded")
         starting.cancel()
         await asyncio.wait([starting])
+        await app.drain()
         os._exit(0)  # the thread that loads cannot be interrupted, and the end of the loop would wait for it
     await starting
     await _first(asked_to_stop.wait(), app.broken.wait())

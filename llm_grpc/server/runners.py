@@ -12,15 +12,18 @@ from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.kv_budget import AUTO_SHARE
 from llm_grpc.machine import available_memory_bytes
 from llm_grpc.manifest import Manifest
-from llm_grpc.runtime.cuda import require_gpu
+from llm_grpc.runtime.cuda import PROVIDER, installed_runtime, require_gpu
 from llm_grpc.runtime.logits_memory import most_rows
 from llm_grpc.runtime.paged_runner import PagedRunner
 from llm_grpc.runtime.placement import place
 from llm_grpc.runtime.slot_runner import SlotRunner
+from llm_grpc.server.served_model import Runtime
 
 log = logging.getLogger(__name__)
 
 _FLOAT32_BYTES = 4
+
+CPU_PROVIDER = "CPUExecutionProvider"
 
 MakeRunner = Callable[[ModelConfig, EngineConfig, Manifest, int, int], ModelRunner]
 """From configuration, manifest, context length and number of blocks (0 of lowering ``slots``) to a runner.
@@ -53,6 +56,16 @@ def runner_for(
     return SlotRunner(
         model.model, manifest, engine.max_running, context_tokens, threads.number, devices=devices
     )
+
+
+def runtime_of(manifest: Manifest) -> Runtime:
+    """What computes a model: GPUs one of lowering paged, the CPU one of lowering slots."""
+    return Runtime(runtime_version(), PROVIDER if manifest.lowering == "paged" else CPU_PROVIDER)
+
+
+def runtime_version() -> str:
+    """Name and version of what computes, such as "onnxruntime 1.31.1"."""
+    return installed_runtime()
 
 
 def _logits_bytes(engine: EngineConfig, manifest: Manifest) -> int:

@@ -10,6 +10,14 @@ from llm_grpc.text.generator import TextGenerator
 
 
 @dataclass(frozen=True)
+class Runtime:
+    """What computes: ``version`` with its name, as in "onnxruntime 1.31.1", and the execution provider."""
+
+    version: str
+    provider: str
+
+
+@dataclass(frozen=True)
 class ServedModel:
     """What it is, what a request may ask of it, what it gets by default, and who serves it."""
 
@@ -21,6 +29,32 @@ class ServedModel:
     prefix_reuse: bool
     defaults: ModelConfig
     generator: TextGenerator
+    runtime: Runtime
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether chats can be written as its prompts."""
+        return self.manifest.chat_template is not None
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether its template shows tools, in a form whose calls the server understands."""
+        return False
+
+    @property
+    def takes_constraints(self) -> bool:
+        """Whether its answers can be held to a schema, an expression or a grammar."""
+        return False
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether it was exported with room for adapters."""
+        return False
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names of the adapters that requests may use at this moment."""
+        return ()
 
     @property
     def max_prompt_tokens(self) -> int:

@@ -16,15 +16,23 @@ _MIN_RETRY_S, _MAX_RETRY_S = 0.05, 30.0
 
 
 class Admission:
-    """Hands out at most ``max_running + max_waiting`` permits. Lives on the event loop; no locks."""
+    """Hands out at most ``max_running + max_waiting`` permits. Lives on the event loop; no locks.
+
+    ``held_are`` says in a refusal what holds them.
+    """
 
     def __init__(
-        self, max_running: int, max_waiting: int, clock: Callable[[], float] = time.monotonic
+        self,
+        max_running: int,
+        max_waiting: int,
+        clock: Callable[[], float] = time.monotonic,
+        held_are: str = "requests run or wait",
     ) -> None:
         self._max_running = max_running
         self._limit = max_running + max_waiting
         self._held = 0
         self._clock = clock
+        self._held_are = held_are
         self._mean_request_s = 1.0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -43,7 +51,7 @@ class Admission:
         """Hold one permit. Raises ``QueueFull`` at once where none is left."""
         if self._held >= self._limit:
             raise QueueFull(
-                f"{self._held} requests run or wait, and the limit is {self._limit}", self._retry_after_s()
+                f"{self._held} {self._held_are}, and the limit is {self._limit}", self._retry_after_s()
             )
         self._held += 1
         self._idle.clear()

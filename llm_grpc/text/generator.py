@@ -9,7 +9,7 @@ from typing import NamedTuple
 from llm_grpc.engine.async_engine import AsyncEngine
 from llm_grpc.engine.request import TokenEvent
 from llm_grpc.errors import InvalidParameter
-from llm_grpc.metrics import Metrics, RequestClock
+from llm_grpc.metrics import ModelMetrics, RequestClock
 from llm_grpc.sampling_params import FinishReason, SamplingParams
 from llm_grpc.text.admission import Admission
 from llm_grpc.text.detokenizer import Detokenizer
@@ -50,7 +50,7 @@ class TextGenerator:
         tokenizer: TextTokenizer,
         engine: AsyncEngine,
         admission: Admission,
-        metrics: Metrics,
+        metrics: ModelMetrics,
         max_request_tokens: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer

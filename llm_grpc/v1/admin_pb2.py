@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17llm_grpc/v1/admin.proto\x12\x0bllm_grpc.v1\"\x10\n\x0eGetLoadRequest\"\xa8\x01\n\x0fGetLoadResponse\x12\x18\n\x10requests_running\x18\x01 \x01(\x05\x12\x18\n\x10requests_waiting\x18\x02 \x01(\x05\x12\x13\n\x0bmax_running\x18\x03 \x01(\x05\x12\x13\n\x0bmax_waiting\x18\x04 \x01(\x05\x12\x16\n\x0ekv_utilization\x18\x05 \x01(\x02\x12\r\n\x05ready\x18\x06 \x01(\x08\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\"?\n\x12LoadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\"<\n\x13LoadAdapterResponse\x12%\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x14.llm_grpc.v1.Adapter\"3\n\x14UnloadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"$\n\x13ListAdaptersRequest\x12\r\n\x05model\x18\x01 \x01(\t\"P\n\x14ListAdaptersResponse\x12&\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x14.llm_grpc.v1.Adapter\x12\x10\n\x08max_rank\x18\x02 \x01(\x05\"K\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x14\n\x0cnum_requests\x18\x04 \x01(\x05\x32\xd3\x02\n\x0c\x41\x64minService\x12\x44\n\x07GetLoad\x12\x1b.llm_grpc.v1.GetLoadRequest\x1a\x1c.llm_grpc.v1.GetLoadResponse\x12P\n\x0bLoadAdapter\x12\x1f.llm_grpc.v1.LoadAdapterRequest\x1a .llm_grpc.v1.LoadAdapterResponse\x12V\n\rUnloadAdapter\x12!.llm_grpc.v1.UnloadAdapterRequest\x1a\".llm_grpc.v1.UnloadAdapterResponse\x12S\n\x0cListAdapters\x12 .llm_grpc.v1.ListAdaptersRequest\x1a!.llm_grpc.v1.ListAdaptersResponseB\x90\x01\n\x15io.github.llm_grpc.v1B\nAdminProtoP\x01Z;github.com/llm-grpc/llm-grpc/clients/go/llmgrpcv1;llmgrpcv1\xa2\x02\x03LLM\xaa\x02\nLlmGrpc.V1\xca\x02\nLlmGrpc\\V1\xea\x02\x0bLlmGrpc::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17llm_grpc/v1/admin.proto\x12\x0bllm_grpc.v1\"\x10\n\x0eGetLoadRequest\"\xd0\x01\n\x0fGetLoadResponse\x12\x18\n\x10requests_running\x18\x01 \x01(\x05\x12\x18\n\x10requests_waiting\x18\x02 \x01(\x05\x12\x13\n\x0bmax_running\x18\x03 \x01(\x05\x12\x13\n\x0bmax_waiting\x18\x04 \x01(\x05\x12\x16\n\x0ekv_utilization\x18\x05 \x01(\x02\x12\r\n\x05ready\x18\x06 \x01(\x08\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12&\n\x06models\x18\x08 \x03(\x0b\x32\x16.llm_grpc.v1.ModelLoad\"\x9e\x01\n\tModelLoad\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x10requests_running\x18\x02 \x01(\x05\x12\x18\n\x10requests_waiting\x18\x03 \x01(\x05\x12\x13\n\x0bmax_running\x18\x04 \x01(\x05\x12\x13\n\x0bmax_waiting\x18\x05 \x01(\x05\x12\x16\n\x0ekv_utilization\x18\x06 \x01(\x02\x12\r\n\x05ready\x18\x07 \x01(\x08\"?\n\x12LoadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\"<\n\x13LoadAdapterResponse\x12%\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x14.llm_grpc.v1.Adapter\"3\n\x14UnloadAdapterRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"\x17\n\x15UnloadAdapterResponse\"$\n\x13ListAdaptersRequest\x12\r\n\x05model\x18\x01 \x01(\t\"P\n\x14ListAdaptersResponse\x12&\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x14.llm_grpc.v1.Adapter\x12\x10\n\x08max_rank\x18\x02 \x01(\x05\"K\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x14\n\x0cnum_requests\x18\x04 \x01(\x05\x32\xd3\x02\n\x0c\x41\x64minService\x12\x44\n\x07GetLoad\x12\x1b.llm_grpc.v1.GetLoadRequest\x1a\x1c.llm_grpc.v1.GetLoadResponse\x12P\n\x0bLoadAdapter\x12\x1f.llm_grpc.v1.LoadAdapterRequest\x1a .llm_grpc.v1.LoadAdapterResponse\x12V\n\rUnloadAdapter\x12!.llm_grpc.v1.UnloadAdapterRequest\x1a\".llm_grpc.v1.UnloadAdapterResponse\x12S\n\x0cListAdapters\x12 .llm_grpc.v1.ListAdaptersRequest\x1a!.llm_grpc.v1.ListAdaptersResponseB\x90\x01\n\x15io.github.llm_grpc.v1B\nAdminProtoP\x01Z;github.com/llm-grpc/llm-grpc/clients/go/llmgrpcv1;llmgrpcv1\xa2\x02\x03LLM\xaa\x02\nLlmGrpc.V1\xca\x02\nLlmGrpc\\V1\xea\x02\x0bLlmGrpc::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,21 +35,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETLOADREQUEST']._serialized_start=40
   _globals['_GETLOADREQUEST']._serialized_end=56
   _globals['_GETLOADRESPONSE']._serialized_start=59
-  _globals['_GETLOADRESPONSE']._serialized_end=227
-  _globals['_LOADADAPTERREQUEST']._serialized_start=229
-  _globals['_LOADADAPTERREQUEST']._serialized_end=292
-  _globals['_LOADADAPTERRESPONSE']._serialized_start=294
-  _globals['_LOADADAPTERRESPONSE']._serialized_end=354
-  _globals['_UNLOADADAPTERREQUEST']._serialized_start=356
-  _globals['_UNLOADADAPTERREQUEST']._serialized_end=407
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=409
-  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=432
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=434
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=470
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=472
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=552
-  _globals['_ADAPTER']._serialized_start=554
-  _globals['_ADAPTER']._serialized_end=629
-  _globals['_ADMINSERVICE']._serialized_start=632
-  _globals['_ADMINSERVICE']._serialized_end=971
+  _globals['_GETLOADRESPONSE']._serialized_end=267
+  _globals['_MODELLOAD']._serialized_start=270
+  _globals['_MODELLOAD']._serialized_end=428
+  _globals['_LOADADAPTERREQUEST']._serialized_start=430
+  _globals['_LOADADAPTERREQUEST']._serialized_end=493
+  _globals['_LOADADAPTERRESPONSE']._serialized_start=495
+  _globals['_LOADADAPTERRESPONSE']._serialized_end=555
+  _globals['_UNLOADADAPTERREQUEST']._serialized_start=557
+  _globals['_UNLOADADAPTERREQUEST']._serialized_end=608
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_start=610
+  _globals['_UNLOADADAPTERRESPONSE']._serialized_end=633
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=635
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=671
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=673
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=753
+  _globals['_ADAPTER']._serialized_start=755
+  _globals['_ADAPTER']._serialized_end=830
+  _globals['_ADMINSERVICE']._serialized_start=833
+  _globals['_ADMINSERVICE']._serialized_end=1172
 # @@protoc_insertion_point(module_scope)

@@ -37,7 +37,7 @@ Global___GetLoadRequest: _TypeAlias = GetLoadRequest  # noqa: Y015
 
 @_typing.final
 class GetLoadResponse(_message.Message):
-    """GetLoadResponse is the load at one moment."""
+    """GetLoadResponse is the load at one moment: of all models together, and of each."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -48,6 +48,7 @@ class GetLoadResponse(_message.Message):
     KV_UTILIZATION_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     requests_running: _builtins.int
     """requests_running counts the requests that hold a slot."""
     requests_waiting: _builtins.int
@@ -57,11 +58,17 @@ class GetLoadResponse(_message.Message):
     max_waiting: _builtins.int
     """max_waiting is the most requests that may wait; one more is refused with RESOURCE_EXHAUSTED."""
     kv_utilization: _builtins.float
-    """kv_utilization is the share of the key-value cache that holds tokens of running requests, 0 to 1."""
+    """kv_utilization is the share of the key-value cache that holds tokens of running requests, 0 to 1. Of
+    several models, which have a cache each, it is the largest share.
+    """
     ready: _builtins.bool
     """ready is true while health says SERVING for the data plane: loaded, healthy and not draining."""
     draining: _builtins.bool
     """draining is true from the moment that the server was asked to stop."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelLoad]:
+        """models are the loads of the models, in the order of the configuration."""
+
     def __init__(
         self,
         *,
@@ -72,14 +79,61 @@ class GetLoadResponse(_message.Message):
         kv_utilization: _builtins.float = ...,
         ready: _builtins.bool = ...,
         draining: _builtins.bool = ...,
+        models: _abc.Iterable[Global___ModelLoad] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "kv_utilization", b"kv_utilization", "max_running", b"max_running", "max_waiting", b"max_waiting", "ready", b"ready", "requests_running", b"requests_running", "requests_waiting", b"requests_waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "kv_utilization", b"kv_utilization", "max_running", b"max_running", "max_waiting", b"max_waiting", "models", b"models", "ready", b"ready", "requests_running", b"requests_running", "requests_waiting", b"requests_waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetLoadResponse: _TypeAlias = GetLoadResponse  # noqa: Y015
+
+@_typing.final
+class ModelLoad(_message.Message):
+    """ModelLoad is the load of one model at one moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REQUESTS_RUNNING_FIELD_NUMBER: _builtins.int
+    REQUESTS_WAITING_FIELD_NUMBER: _builtins.int
+    MAX_RUNNING_FIELD_NUMBER: _builtins.int
+    MAX_WAITING_FIELD_NUMBER: _builtins.int
+    KV_UTILIZATION_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """name is the model's name."""
+    requests_running: _builtins.int
+    """requests_running counts its requests that hold a slot."""
+    requests_waiting: _builtins.int
+    """requests_waiting counts its admitted requests that wait for a slot."""
+    max_running: _builtins.int
+    """max_running is the number of its slots."""
+    max_waiting: _builtins.int
+    """max_waiting is the most of its requests that may wait; one more is refused with RESOURCE_EXHAUSTED."""
+    kv_utilization: _builtins.float
+    """kv_utilization is the share of its key-value cache that holds tokens of running requests, 0 to 1."""
+    ready: _builtins.bool
+    """ready is true while the model takes requests: loaded and healthy."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        requests_running: _builtins.int = ...,
+        requests_waiting: _builtins.int = ...,
+        max_running: _builtins.int = ...,
+        max_waiting: _builtins.int = ...,
+        kv_utilization: _builtins.float = ...,
+        ready: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_utilization", b"kv_utilization", "max_running", b"max_running", "max_waiting", b"max_waiting", "name", b"name", "ready", b"ready", "requests_running", b"requests_running", "requests_waiting", b"requests_waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelLoad: _TypeAlias = ModelLoad  # noqa: Y015
 
 @_typing.final
 class LoadAdapterRequest(_message.Message):

@@ -33,7 +33,9 @@ class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState
     MODEL_STATE_READY: _ModelState.ValueType  # 2
     """MODEL_STATE_READY: it takes requests."""
     MODEL_STATE_FAILED: _ModelState.ValueType  # 3
-    """MODEL_STATE_FAILED: its engine fails; requests are refused with INTERNAL (ENGINE_FAILED)."""
+    """MODEL_STATE_FAILED: its last runs failed; requests are tried, and are likely to end with INTERNAL
+    (ENGINE_FAILED). The first run that succeeds makes it ready again.
+    """
 
 class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
     """ModelState says whether a model takes requests."""
@@ -45,7 +47,9 @@ MODEL_STATE_LOADING: ModelState.ValueType  # 1
 MODEL_STATE_READY: ModelState.ValueType  # 2
 """MODEL_STATE_READY: it takes requests."""
 MODEL_STATE_FAILED: ModelState.ValueType  # 3
-"""MODEL_STATE_FAILED: its engine fails; requests are refused with INTERNAL (ENGINE_FAILED)."""
+"""MODEL_STATE_FAILED: its last runs failed; requests are tried, and are likely to end with INTERNAL
+(ENGINE_FAILED). The first run that succeeds makes it ready again.
+"""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
 class _ModelKind:
@@ -79,7 +83,9 @@ class ListModelsRequest(_message.Message):
     page_size: _builtins.int
     """page_size is the most models of a page, 0 to 1000. 0 means 100."""
     page_token: _builtins.str
-    """page_token is the next_page_token of the page before. Empty means the first page."""
+    """page_token is the next_page_token of the page before. Empty means the first page. Any other text is
+    refused with INVALID_ARGUMENT.
+    """
     def __init__(
         self,
         *,
@@ -223,7 +229,7 @@ Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
-    """Model describes a loaded model."""
+    """Model describes a model."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

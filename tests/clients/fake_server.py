@@ -27,7 +27,6 @@ class _Unserved(llm_pb2_grpc.LLMServiceServicer, model_pb2_grpc.ModelServiceServ
     """What no test of the clients calls here."""
 
     Chat = StreamChat = BatchGenerateText = ScoreText = CancelGeneration = None  # type: ignore[assignment]
-    ListModels = GetServerInfo = None  # type: ignore[assignment]
 
 
 class FakeLLM(_Unserved):
@@ -39,6 +38,7 @@ class FakeLLM(_Unserved):
         self.requests: list[llm_pb2.GenerateTextRequest] = []
         self.metadata: list[dict[str, str | bytes]] = []
         self.time_remaining: list[float | None] = []
+        self.pages: list[int] = []
         self.hang = False
         self.ended = threading.Event()
 
@@ -65,6 +65,17 @@ class FakeLLM(_Unserved):
 
     def GetModel(self, request: model_pb2.GetModelRequest, context: Any) -> Any:
         return model_pb2.GetModelResponse(model=model_pb2.Model(name=request.name or "default"))
+
+    def ListModels(self, request: model_pb2.ListModelsRequest, context: Any) -> Any:
+        """Three models, one a page; a page's token is its number."""
+        number = int(request.page_token or "0")
+        self.pages.append(number)
+        token = str(number + 1) if number < 2 else ""
+        models = [model_pb2.Model(name=f"model-{number}")]
+        return model_pb2.ListModelsResponse(models=models, next_page_token=token)
+
+    def GetServerInfo(self, request: model_pb2.GetServerInfoRequest, context: Any) -> Any:
+        return model_pb2.GetServerInfoResponse(version="1.2.3", default_model="model-1")
 
     def _start(self, request: llm_pb2.GenerateTextRequest, context: Any) -> None:
         # Here and not where it hangs: a generator whose call has ended is not resumed.

@@ -26,13 +26,16 @@ from tests.clients.fake_server import LIMIT_S, FakeLLM, bad_request, error_info,
 
 Do = Callable[..., Any]
 
+ITERATED = {"stream", "list_models"}
+"""Methods whose result is iterated."""
+
 
 def sync_do(
     address: str, method: str, *args: Any, client: dict[str, Any] | None = None, **kwargs: Any
 ) -> Any:
     with Client(address, **(client or {})) as connection:
         result = getattr(connection, method)(*args, **kwargs)
-        return list(result) if method == "stream" else result
+        return list(result) if method in ITERATED else result
 
 
 def async_do(
@@ -41,7 +44,7 @@ def async_do(
     async def run() -> Any:
         async with AsyncClient(address, **(client or {})) as connection:
             result = getattr(connection, method)(*args, **kwargs)
-            return [item async for item in result] if method == "stream" else await result
+            return [item async for item in result] if method in ITERATED else await result
 
     return asyncio.run(run())
 
@@ -95,6 +98,21 @@ def test_get_model_and_health(do: Do, address: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         do(address, "health", "nobody")
     assert caught.value.code is grpc.StatusCode.NOT_FOUND
+
+
+def test_list_models_reads_every_page_and_get_server_info(do: Do, fake: FakeLLM, address: str) -> None:
+    assert [model.name for model in do(address, "list_models")] == ["model-0", "model-1", "model-2"]
+    assert fake.pages == [0, 1, 2]
+    info = do(address, "get_server_info")
+    assert (info.version, info.default_model) == ("1.2.3", "model-1")
+
+
+def test_a_page_is_asked_for_when_its_models_are(fake: FakeLLM, address: str) -> None:
+    with Client(address) as client:
+        models = client.list_models()
+        assert fake.pages == []
+        assert next(models).name == "model-0"
+        assert fake.pages == [0]
 
 
 @pytest.mark.parametrize("method", ["generate", "stream"])

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
+from llm_grpc.config import EngineConfig, ModelConfig, ModelSettings, ServerConfig
 from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.server.app import Server
 from llm_grpc.server.identity import Authenticator
@@ -41,9 +41,9 @@ def serve(scripted_model: Path) -> Serve:
         authenticator: Authenticator | None = None,
         model: Path = scripted_model,
     ) -> AsyncIterator[tuple[Server, grpc.aio.Channel]]:
+        engine_config = EngineConfig(**{"max_running": 4, "max_waiting": 4, **(engine or {})})
         app = Server(
-            ModelConfig(model=model),
-            EngineConfig(**{"max_running": 4, "max_waiting": 4, **(engine or {})}),
+            [ModelSettings(ModelConfig(model=model), engine_config)],
             loopback(**{"metrics_address": "", **(server or {})}),
             authenticator=authenticator,
             make_runner=lambda *_: runner,
@@ -68,7 +68,8 @@ async def loading_server(model: Path) -> AsyncIterator[tuple[Server, asyncio.Fut
         assert may_load.wait(HANG_S)
         return ScriptedRunner()
 
-    server = Server(ModelConfig(model=model), EngineConfig(), loopback(), make_runner=make_runner)
+    settings = ModelSettings(ModelConfig(model=model), EngineConfig())
+    server = Server([settings], loopback(), make_runner=make_runner)
     starting = asyncio.ensure_future(server.start())
     try:
         yield server, starting, may_load

@@ -19,16 +19,20 @@ HANG_S = 60.0
 
 
 class ServerProcess:
-    """A server on free loopback ports. Leaving the ``with`` block kills it, if it still runs."""
+    """A server on free loopback ports. Leaving the ``with`` block kills it, if it still runs.
+
+    Without an ``address`` the flags or a file say where the data plane listens.
+    """
 
     def __init__(
         self,
         *flags: str,
-        address: str = "127.0.0.1:0",
+        address: str | None = "127.0.0.1:0",
         program: Sequence[str] = ("llm_grpc.cli.main", "serve"),
     ) -> None:
         ports = [f"--{name}=127.0.0.1:0" for name in ("metrics-address", "admin-address")]
-        command = [sys.executable, "-m", *program, f"--address={address}", *ports]
+        listens = [] if address is None else [f"--address={address}"]
+        command = [sys.executable, "-m", *program, *listens, *ports]
         self.process = subprocess.Popen(
             [*command, "--drain-window-s=0", *flags],
             stderr=subprocess.PIPE,

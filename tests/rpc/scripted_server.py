@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
+from llm_grpc.config import EngineConfig, ModelConfig, ModelSettings, ServerConfig
 from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.engine.step_plan import StepPlan, StepResult
 from llm_grpc.server.run import run
@@ -60,7 +60,8 @@ def main(model_dir: str, gate: str, place: Place, *flags: str) -> int:
         return GatedRunner(Path(gate))
 
     settings["model"] = model_dir
-    return run(config(ModelConfig), config(EngineConfig), config(ServerConfig), make_runner=make_runner)
+    models = [ModelSettings(config(ModelConfig), config(EngineConfig))]
+    return run(models, config(ServerConfig), make_runner=make_runner)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from grpc_reflection.v1alpha import reflection_pb2
 
+from llm_grpc import __version__
 from llm_grpc.original.llm_service_pb2 import TextGenerationResponse as Original
 from llm_grpc.v1 import model_pb2
 from llm_grpc.v1.llm_pb2 import GenerateTextResponse as Response
@@ -118,8 +119,23 @@ def test_generation(grpcurl: Grpcurl) -> None:
     assert len(stream) > 1
 
 
+def test_models_and_server_info(grpcurl: Grpcurl) -> None:
+    service = "llm_grpc.v1.ModelService"
+    (listed,) = parsed(
+        model_pb2.ListModelsResponse, grpcurl(f"{service}/ListModels", data='{"page_size": 1}')
+    )
+    (model,) = listed.models
+    assert (model.name, model.is_default, listed.next_page_token) == ("embedded", True, "")
+    assert model.state == model_pb2.MODEL_STATE_READY
+    assert model.provider == "CPUExecutionProvider"
+    (found,) = parsed(model_pb2.GetModelResponse, grpcurl(f"{service}/GetModel", data='{"name": "embedded"}'))
+    assert found.model == model
+    (info,) = parsed(model_pb2.GetServerInfoResponse, grpcurl(f"{service}/GetServerInfo"))
+    assert (info.version, info.default_model) == (__version__, "embedded")
+
+
 def test_health(grpcurl: Grpcurl) -> None:
-    for name in ("", "llm_grpc.v1.LLMService", "LLMService", "live"):
+    for name in ("", "llm_grpc.v1.LLMService", "LLMService", "live", "model/embedded"):
         (answer,) = documents(grpcurl("grpc.health.v1.Health/Check", data=json.dumps({"service": name})))
         assert answer == {"status": "SERVING"}
 

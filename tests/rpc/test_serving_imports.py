@@ -13,14 +13,15 @@ import asyncio, json, sys
 import grpc
 from llm_grpc.cli.main import build_app
 from llm_grpc.cli.serve import serve
-from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
+from llm_grpc.config import EngineConfig, ModelConfig, ModelSettings, ServerConfig
 from llm_grpc.server.app import Server
 from llm_grpc.server.run import run
 from llm_grpc.v1 import llm_pb2, llm_pb2_grpc
 
 async def main():
     ports = dict.fromkeys(("address", "metrics_address", "admin_address"), "127.0.0.1:0")
-    server = Server(ModelConfig(), EngineConfig(max_running=1), ServerConfig(**ports))
+    models = [ModelSettings(ModelConfig(), EngineConfig(max_running=1))]
+    server = Server(models, ServerConfig(**ports))
     await server.start()
     async with grpc.aio.insecure_channel(server.address) as channel:
         request = llm_pb2.GenerateTextRequest(prompt="go", max_tokens=4)

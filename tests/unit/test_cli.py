@@ -67,7 +67,7 @@ def test_help_of_serve_names_each_flag_and_variable(
         flag = f"--{field.replace('_', '-')}"
         (line,) = (line for line in lines if line.split()[1:2] == [flag])
         assert f"[env var: LLM_GRPC_{field.upper()}]" in line
-        assert field == "config" or "[default: " in line
+        assert field in {"config", "port"} or "[default: " in line
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -85,11 +85,16 @@ def test_flag_beats_variable_beats_file_beats_default(file: Path, monkeypatch: p
     assert found.get("threads", 0) == EngineConfig().threads
 
 
-def test_each_field_is_flag_variable_and_key(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values: dict[str, Any] = dict.fromkeys(FIELDS, 1)
-    values |= dict.fromkeys(("model_name", "address", "metrics_address", "admin_address"), "x:1")
+@pytest.mark.parametrize("unsaid", [("host", "port"), ("address",)])
+def test_each_field_is_flag_variable_and_key(
+    file: Path, monkeypatch: pytest.MonkeyPatch, unsaid: tuple[str, ...]
+) -> None:
+    values: dict[str, Any] = {field: 1 for field in FIELDS if field not in unsaid}
+    texts = {"model_name", "default_model", "address", "host", "metrics_address", "admin_address"}
+    values |= dict.fromkeys(texts - set(unsaid), "x:1")
     values |= {"model": "/models/x", "device": "cuda:1", "log_level": "debug", "max_message_bytes": 2048}
-    expected = {key: Path(value) if key == "model" else value for key, value in values.items()}
+    defaults = {field: getattr(ServerConfig(), field) for field in unsaid}
+    expected = {**values, "model": Path("/models/x"), **defaults}
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
     assert settings(*flags) == expected
     file.write_text(json.dumps(values))
@@ -143,6 +148,10 @@ def test_the_variables_of_a_kubernetes_service_are_left_alone(monkeypatch: pytes
         ("max_waiting", "99999999999999999999", "should be less than or equal to 1000000"),
         ("temperature", "nan", "the value 'nan' should be a finite number"),
         ("top_p", "0", "the value '0' should be greater than 0"),
+        ("frequency_penalty", "2.5", "the value '2.5' should be less than or equal to 2"),
+        ("presence_penalty", "-3", "the value '-3' should be greater than or equal to -2"),
+        ("port", "65536", "the value '65536' should be less than or equal to 65535"),
+        ("max_workers", "-1", "the value '-1' should be greater than or equal to 0"),
         ("drain_limit_s", "inf", "should be a finite number"),
         ("log_level", "loud", "the value 'loud' should be 'debug', 'info', 'warning' or 'error'"),
     ],
@@ -184,6 +193,11 @@ def test_a_bad_value_is_one_line_that_names_key_value_and_limit(
         ("- max_running", "must hold `key: value` lines, not a list"),
         ("max_running", "must hold `key: value` lines, not the single value 'max_running'"),
         ("max_running: [", "is not valid YAML"),
+        ("model_config:\n  port: 50051", "model_config.port belongs in server_config"),
+        ("server_config:\n  max_tokens: 1", "server_config.max_tokens belongs in model_config"),
+        ("engine_config:\n  models: []", "unknown key models"),
+        ("address: x:1\nport: 2", "are both set: say one of them"),
+        ("address: x:1\nserver_config:\n  host: y", "are both set: say one of them"),
         ("max_running: \x01", "is not valid YAML"),
         ("max_running: !!python/object:os.system 1", "is not valid YAML"),
     ],

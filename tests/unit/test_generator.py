@@ -15,7 +15,7 @@ from llm_grpc.engine.async_engine import AsyncEngine
 from llm_grpc.engine.engine import Load
 from llm_grpc.engine.request import TokenEvent
 from llm_grpc.errors import EngineFailed, InvalidParameter, PromptTooLong, QueueFull
-from llm_grpc.metrics import Metrics
+from llm_grpc.metrics import MODEL, Metrics, ModelMetrics
 from llm_grpc.sampling_params import FinishReason, SamplingParams
 from llm_grpc.text.admission import Admission
 from llm_grpc.text.generator import TextDelta, TextGenerator, joined
@@ -72,8 +72,8 @@ def deltas_of(
     stops: tuple[str, ...] = (),
     eos_id: int = EOS_ID,
     returns_tokens: bool = False,
-) -> tuple[list[TextDelta], Metrics]:
-    engine, metrics = ScriptedEngine(tokens, batch_sizes, eos_id), Metrics()
+) -> tuple[list[TextDelta], ModelMetrics]:
+    engine, metrics = ScriptedEngine(tokens, batch_sizes, eos_id), ModelMetrics(Metrics(), "m")
     admission = Admission(1, 0)
     generator = TextGenerator(TOKENIZER, cast("AsyncEngine", engine), admission, metrics)
     deltas = asyncio.run(read(generator, "the cat", stops=stops, returns_tokens=returns_tokens))
@@ -90,8 +90,8 @@ def whole(deltas: list[TextDelta]) -> TextDelta:
     return joined(deltas)
 
 
-def count(metrics: Metrics, name: str, **labels: str) -> float | None:
-    return metrics.registry.get_sample_value(name, labels)
+def count(metrics: ModelMetrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, {MODEL: "m", **labels})
 
 
 def encode(text: str) -> list[int]:
@@ -199,7 +199,7 @@ class Bench:
         self.runner = runner
         self.scheduler = slot_scheduler(num_slots, CONTEXT, 8, {EOS_ID})
         self.engine = AsyncEngine(self.scheduler, runner, asyncio.get_running_loop())
-        self.admission, self.metrics = Admission(num_slots, max_waiting), Metrics()
+        self.admission, self.metrics = Admission(num_slots, max_waiting), ModelMetrics(Metrics(), "m")
         self.generator = TextGenerator(TOKENIZER, self.engine, self.admission, self.metrics)
 
 
