@@ -60,7 +60,7 @@ func (*GetLoadRequest) Descriptor() ([]byte, []int) {
 	return file_llm_grpc_v1_admin_proto_rawDescGZIP(), []int{0}
 }
 
-// GetLoadResponse is the load at one moment.
+// GetLoadResponse is the load at one moment: of all models together, and of each.
 type GetLoadResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// requests_running counts the requests that hold a slot.
@@ -71,12 +71,15 @@ type GetLoadResponse struct {
 	MaxRunning int32 `protobuf:"varint,3,opt,name=max_running,json=maxRunning,proto3" json:"max_running,omitempty"`
 	// max_waiting is the most requests that may wait; one more is refused with RESOURCE_EXHAUSTED.
 	MaxWaiting int32 `protobuf:"varint,4,opt,name=max_waiting,json=maxWaiting,proto3" json:"max_waiting,omitempty"`
-	// kv_utilization is the share of the key-value cache that holds tokens of running requests, 0 to 1.
+	// kv_utilization is the share of the key-value cache that holds tokens of running requests, 0 to 1. Of
+	// several models, which have a cache each, it is the largest share.
 	KvUtilization float32 `protobuf:"fixed32,5,opt,name=kv_utilization,json=kvUtilization,proto3" json:"kv_utilization,omitempty"`
 	// ready is true while health says SERVING for the data plane: loaded, healthy and not draining.
 	Ready bool `protobuf:"varint,6,opt,name=ready,proto3" json:"ready,omitempty"`
 	// draining is true from the moment that the server was asked to stop.
-	Draining      bool `protobuf:"varint,7,opt,name=draining,proto3" json:"draining,omitempty"`
+	Draining bool `protobuf:"varint,7,opt,name=draining,proto3" json:"draining,omitempty"`
+	// models are the loads of the models, in the order of the configuration.
+	Models        []*ModelLoad `protobuf:"bytes,8,rep,name=models,proto3" json:"models,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -160,6 +163,113 @@ func (x *GetLoadResponse) GetDraining() bool {
 	return false
 }
 
+func (x *GetLoadResponse) GetModels() []*ModelLoad {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+// ModelLoad is the load of one model at one moment.
+type ModelLoad struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// name is the model's name.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// requests_running counts its requests that hold a slot.
+	RequestsRunning int32 `protobuf:"varint,2,opt,name=requests_running,json=requestsRunning,proto3" json:"requests_running,omitempty"`
+	// requests_waiting counts its admitted requests that wait for a slot.
+	RequestsWaiting int32 `protobuf:"varint,3,opt,name=requests_waiting,json=requestsWaiting,proto3" json:"requests_waiting,omitempty"`
+	// max_running is the number of its slots.
+	MaxRunning int32 `protobuf:"varint,4,opt,name=max_running,json=maxRunning,proto3" json:"max_running,omitempty"`
+	// max_waiting is the most of its requests that may wait; one more is refused with RESOURCE_EXHAUSTED.
+	MaxWaiting int32 `protobuf:"varint,5,opt,name=max_waiting,json=maxWaiting,proto3" json:"max_waiting,omitempty"`
+	// kv_utilization is the share of its key-value cache that holds tokens of running requests, 0 to 1.
+	KvUtilization float32 `protobuf:"fixed32,6,opt,name=kv_utilization,json=kvUtilization,proto3" json:"kv_utilization,omitempty"`
+	// ready is true while the model takes requests: loaded and healthy.
+	Ready         bool `protobuf:"varint,7,opt,name=ready,proto3" json:"ready,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ModelLoad) Reset() {
+	*x = ModelLoad{}
+	mi := &file_llm_grpc_v1_admin_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ModelLoad) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ModelLoad) ProtoMessage() {}
+
+func (x *ModelLoad) ProtoReflect() protoreflect.Message {
+	mi := &file_llm_grpc_v1_admin_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ModelLoad.ProtoReflect.Descriptor instead.
+func (*ModelLoad) Descriptor() ([]byte, []int) {
+	return file_llm_grpc_v1_admin_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ModelLoad) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ModelLoad) GetRequestsRunning() int32 {
+	if x != nil {
+		return x.RequestsRunning
+	}
+	return 0
+}
+
+func (x *ModelLoad) GetRequestsWaiting() int32 {
+	if x != nil {
+		return x.RequestsWaiting
+	}
+	return 0
+}
+
+func (x *ModelLoad) GetMaxRunning() int32 {
+	if x != nil {
+		return x.MaxRunning
+	}
+	return 0
+}
+
+func (x *ModelLoad) GetMaxWaiting() int32 {
+	if x != nil {
+		return x.MaxWaiting
+	}
+	return 0
+}
+
+func (x *ModelLoad) GetKvUtilization() float32 {
+	if x != nil {
+		return x.KvUtilization
+	}
+	return 0
+}
+
+func (x *ModelLoad) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
 // LoadAdapterRequest names an adapter and where it is.
 type LoadAdapterRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -176,7 +286,7 @@ type LoadAdapterRequest struct {
 
 func (x *LoadAdapterRequest) Reset() {
 	*x = LoadAdapterRequest{}
-	mi := &file_llm_grpc_v1_admin_proto_msgTypes[2]
+	mi := &file_llm_grpc_v1_admin_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -188,7 +298,7 @@ func (x *LoadAdapterRequest) String() string {
 func (*LoadAdapterRequest) ProtoMessage() {}
 
 func (x *LoadAdapterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_llm_grpc_v1_admin_proto_msgTypes[2]
+	mi := &file_llm_grpc_v1_admin_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -201,7 +311,7 @@ func (x *LoadAdapterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadAdapterRequest.ProtoReflect.Descriptor instead.
 func (*LoadAdapterRequest) Descriptor() ([]byte, []int) {
-	return file_llm_grpc_v1_admin_proto_rawDescGZIP(), []int{2}
+	return file_llm_grpc_v1_admin_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *LoadAdapterRequest) GetModel() string {
@@ -236,7 +346,7 @@ type LoadAdapterResponse struct {
 
 func (x *LoadAdapterResponse) Reset() {
 	*x = LoadAdapterResponse{}
-	mi := &file_llm_grpc_v1_admin_proto_msgTypes[3]
+	mi := &file_llm_grpc_v1_admin_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -248,7 +358,7 @@ func (x *LoadAdapterResponse) String() string {
 func (*LoadAdapterResponse) ProtoMessage() {}
 
 func (x *LoadAdapterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_llm_grpc_v1_admin_proto_msgTypes[3]
+	mi := &file_llm_grpc_v1_admin_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -261,7 +371,7 @@ func (x *LoadAdapterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LoadAdapterResponse.ProtoReflect.Descriptor instead.
 func (*LoadAdapterResponse) Descriptor() ([]byte, []int) {
-	return file_llm_grpc_v1_admin_proto_rawDescGZIP(), []int{3}
+	return file_llm_grpc_v1_admin_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *LoadAdapterResponse) GetAdapter() *Adapter {
@@ -284,7 +394,7 @@ type UnloadAdapterRequest struct {
 
 func (x *UnloadAdapterRequest) Reset() {
 	*x = UnloadAdapterRequest{}
-	mi := &file_llm_grpc_v1_admin_proto_msgTypes[4]
+	mi := &file_llm_grpc_v1_admin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -296,7 +406,7 @@ func (x *UnloadAdapterRequest) String() string {
 func (*UnloadAdapterRequest) ProtoMessage() {}
 
 func (x *UnloadAdapterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_llm_grpc_v1_admin_proto_msgTypes[4]
+	mi := &file_llm_grpc_v1_admin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -309,7 +419,7 @@ func (x *UnloadAdapterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnloadAdapterRequest.ProtoReflect.Descriptor instead.
 func (*UnloadAdapterRequest) Descriptor() ([]byte, []int) {
-	return file_llm_grpc_v1_admin_proto_rawDescGZIP(), []int{4}
+	return file_llm_grpc_v1_admin_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *UnloadAdapterRequest) GetModel() string {
@@ -335,7 +445,7 @@ type UnloadAdapterResponse struct {
 
 func (x *UnloadAdapterResponse) Reset() {
 	*x = UnloadAdapterResponse{}
-	mi := &file_llm_grpc_v1_admin_proto_msgTypes[5]
+	mi := &file_llm_grpc_v1_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -347,7 +457,7 @@ func (x *UnloadAdapterResponse) String() string {
 func (*UnloadAdapterResponse) ProtoMessage() {}
 
 func (x *UnloadAdapterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_llm_grpc_v1_admin_proto_msgTypes[5]
+	mi := &file_llm_grpc_v1_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -360,7 +470,7 @@ func (x *UnloadAdapterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnloadAdapterResponse.ProtoReflect.Descriptor instead.
 func (*UnloadAdapterResponse) Descriptor() ([]byte, []int) {
-	return file_llm_grpc_v1_admin_proto_rawDescGZIP(), []int{5}
+	return file_llm_grpc_v1_admin_proto_rawDescGZIP(), []int{6}
 }
 
 // ListAdaptersRequest asks for the adapters of one model.
@@ -374,7 +484,7 @@ type ListAdaptersRequest struct {
 
 func (x *ListAdaptersRequest) Reset() {
 	*x = ListAdaptersRequest{}
-	mi := &file_llm_grpc_v1_admin_proto_msgTypes[6]
+	mi := &file_llm_grpc_v1_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -386,7 +496,7 @@ func (x *ListAdaptersRequest) String() string {
 func (*ListAdaptersRequest) ProtoMessage() {}
 
 func (x *ListAdaptersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_llm_grpc_v1_admin_proto_msgTypes[6]
+	mi := &file_llm_grpc_v1_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -399,7 +509,7 @@ func (x *ListAdaptersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdaptersRequest.ProtoReflect.Descriptor instead.
 func (*ListAdaptersRequest) Descriptor() ([]byte, []int) {
-	return file_llm_grpc_v1_admin_proto_rawDescGZIP(), []int{6}
+	return file_llm_grpc_v1_admin_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListAdaptersRequest) GetModel() string {
@@ -422,7 +532,7 @@ type ListAdaptersResponse struct {
 
 func (x *ListAdaptersResponse) Reset() {
 	*x = ListAdaptersResponse{}
-	mi := &file_llm_grpc_v1_admin_proto_msgTypes[7]
+	mi := &file_llm_grpc_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -434,7 +544,7 @@ func (x *ListAdaptersResponse) String() string {
 func (*ListAdaptersResponse) ProtoMessage() {}
 
 func (x *ListAdaptersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_llm_grpc_v1_admin_proto_msgTypes[7]
+	mi := &file_llm_grpc_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -447,7 +557,7 @@ func (x *ListAdaptersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAdaptersResponse.ProtoReflect.Descriptor instead.
 func (*ListAdaptersResponse) Descriptor() ([]byte, []int) {
-	return file_llm_grpc_v1_admin_proto_rawDescGZIP(), []int{7}
+	return file_llm_grpc_v1_admin_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListAdaptersResponse) GetAdapters() []*Adapter {
@@ -481,7 +591,7 @@ type Adapter struct {
 
 func (x *Adapter) Reset() {
 	*x = Adapter{}
-	mi := &file_llm_grpc_v1_admin_proto_msgTypes[8]
+	mi := &file_llm_grpc_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -493,7 +603,7 @@ func (x *Adapter) String() string {
 func (*Adapter) ProtoMessage() {}
 
 func (x *Adapter) ProtoReflect() protoreflect.Message {
-	mi := &file_llm_grpc_v1_admin_proto_msgTypes[8]
+	mi := &file_llm_grpc_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -506,7 +616,7 @@ func (x *Adapter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Adapter.ProtoReflect.Descriptor instead.
 func (*Adapter) Descriptor() ([]byte, []int) {
-	return file_llm_grpc_v1_admin_proto_rawDescGZIP(), []int{8}
+	return file_llm_grpc_v1_admin_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Adapter) GetName() string {
@@ -542,7 +652,7 @@ var File_llm_grpc_v1_admin_proto protoreflect.FileDescriptor
 const file_llm_grpc_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x17llm_grpc/v1/admin.proto\x12\vllm_grpc.v1\"\x10\n" +
-	"\x0eGetLoadRequest\"\x82\x02\n" +
+	"\x0eGetLoadRequest\"\xb2\x02\n" +
 	"\x0fGetLoadResponse\x12)\n" +
 	"\x10requests_running\x18\x01 \x01(\x05R\x0frequestsRunning\x12)\n" +
 	"\x10requests_waiting\x18\x02 \x01(\x05R\x0frequestsWaiting\x12\x1f\n" +
@@ -552,7 +662,18 @@ const file_llm_grpc_v1_admin_proto_rawDesc = "" +
 	"maxWaiting\x12%\n" +
 	"\x0ekv_utilization\x18\x05 \x01(\x02R\rkvUtilization\x12\x14\n" +
 	"\x05ready\x18\x06 \x01(\bR\x05ready\x12\x1a\n" +
-	"\bdraining\x18\a \x01(\bR\bdraining\"R\n" +
+	"\bdraining\x18\a \x01(\bR\bdraining\x12.\n" +
+	"\x06models\x18\b \x03(\v2\x16.llm_grpc.v1.ModelLoadR\x06models\"\xf4\x01\n" +
+	"\tModelLoad\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
+	"\x10requests_running\x18\x02 \x01(\x05R\x0frequestsRunning\x12)\n" +
+	"\x10requests_waiting\x18\x03 \x01(\x05R\x0frequestsWaiting\x12\x1f\n" +
+	"\vmax_running\x18\x04 \x01(\x05R\n" +
+	"maxRunning\x12\x1f\n" +
+	"\vmax_waiting\x18\x05 \x01(\x05R\n" +
+	"maxWaiting\x12%\n" +
+	"\x0ekv_utilization\x18\x06 \x01(\x02R\rkvUtilization\x12\x14\n" +
+	"\x05ready\x18\a \x01(\bR\x05ready\"R\n" +
 	"\x12LoadAdapterRequest\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -595,34 +716,36 @@ func file_llm_grpc_v1_admin_proto_rawDescGZIP() []byte {
 	return file_llm_grpc_v1_admin_proto_rawDescData
 }
 
-var file_llm_grpc_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_llm_grpc_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_llm_grpc_v1_admin_proto_goTypes = []any{
 	(*GetLoadRequest)(nil),        // 0: llm_grpc.v1.GetLoadRequest
 	(*GetLoadResponse)(nil),       // 1: llm_grpc.v1.GetLoadResponse
-	(*LoadAdapterRequest)(nil),    // 2: llm_grpc.v1.LoadAdapterRequest
-	(*LoadAdapterResponse)(nil),   // 3: llm_grpc.v1.LoadAdapterResponse
-	(*UnloadAdapterRequest)(nil),  // 4: llm_grpc.v1.UnloadAdapterRequest
-	(*UnloadAdapterResponse)(nil), // 5: llm_grpc.v1.UnloadAdapterResponse
-	(*ListAdaptersRequest)(nil),   // 6: llm_grpc.v1.ListAdaptersRequest
-	(*ListAdaptersResponse)(nil),  // 7: llm_grpc.v1.ListAdaptersResponse
-	(*Adapter)(nil),               // 8: llm_grpc.v1.Adapter
+	(*ModelLoad)(nil),             // 2: llm_grpc.v1.ModelLoad
+	(*LoadAdapterRequest)(nil),    // 3: llm_grpc.v1.LoadAdapterRequest
+	(*LoadAdapterResponse)(nil),   // 4: llm_grpc.v1.LoadAdapterResponse
+	(*UnloadAdapterRequest)(nil),  // 5: llm_grpc.v1.UnloadAdapterRequest
+	(*UnloadAdapterResponse)(nil), // 6: llm_grpc.v1.UnloadAdapterResponse
+	(*ListAdaptersRequest)(nil),   // 7: llm_grpc.v1.ListAdaptersRequest
+	(*ListAdaptersResponse)(nil),  // 8: llm_grpc.v1.ListAdaptersResponse
+	(*Adapter)(nil),               // 9: llm_grpc.v1.Adapter
 }
 var file_llm_grpc_v1_admin_proto_depIdxs = []int32{
-	8, // 0: llm_grpc.v1.LoadAdapterResponse.adapter:type_name -> llm_grpc.v1.Adapter
-	8, // 1: llm_grpc.v1.ListAdaptersResponse.adapters:type_name -> llm_grpc.v1.Adapter
-	0, // 2: llm_grpc.v1.AdminService.GetLoad:input_type -> llm_grpc.v1.GetLoadRequest
-	2, // 3: llm_grpc.v1.AdminService.LoadAdapter:input_type -> llm_grpc.v1.LoadAdapterRequest
-	4, // 4: llm_grpc.v1.AdminService.UnloadAdapter:input_type -> llm_grpc.v1.UnloadAdapterRequest
-	6, // 5: llm_grpc.v1.AdminService.ListAdapters:input_type -> llm_grpc.v1.ListAdaptersRequest
-	1, // 6: llm_grpc.v1.AdminService.GetLoad:output_type -> llm_grpc.v1.GetLoadResponse
-	3, // 7: llm_grpc.v1.AdminService.LoadAdapter:output_type -> llm_grpc.v1.LoadAdapterResponse
-	5, // 8: llm_grpc.v1.AdminService.UnloadAdapter:output_type -> llm_grpc.v1.UnloadAdapterResponse
-	7, // 9: llm_grpc.v1.AdminService.ListAdapters:output_type -> llm_grpc.v1.ListAdaptersResponse
-	6, // [6:10] is the sub-list for method output_type
-	2, // [2:6] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	2, // 0: llm_grpc.v1.GetLoadResponse.models:type_name -> llm_grpc.v1.ModelLoad
+	9, // 1: llm_grpc.v1.LoadAdapterResponse.adapter:type_name -> llm_grpc.v1.Adapter
+	9, // 2: llm_grpc.v1.ListAdaptersResponse.adapters:type_name -> llm_grpc.v1.Adapter
+	0, // 3: llm_grpc.v1.AdminService.GetLoad:input_type -> llm_grpc.v1.GetLoadRequest
+	3, // 4: llm_grpc.v1.AdminService.LoadAdapter:input_type -> llm_grpc.v1.LoadAdapterRequest
+	5, // 5: llm_grpc.v1.AdminService.UnloadAdapter:input_type -> llm_grpc.v1.UnloadAdapterRequest
+	7, // 6: llm_grpc.v1.AdminService.ListAdapters:input_type -> llm_grpc.v1.ListAdaptersRequest
+	1, // 7: llm_grpc.v1.AdminService.GetLoad:output_type -> llm_grpc.v1.GetLoadResponse
+	4, // 8: llm_grpc.v1.AdminService.LoadAdapter:output_type -> llm_grpc.v1.LoadAdapterResponse
+	6, // 9: llm_grpc.v1.AdminService.UnloadAdapter:output_type -> llm_grpc.v1.UnloadAdapterResponse
+	8, // 10: llm_grpc.v1.AdminService.ListAdapters:output_type -> llm_grpc.v1.ListAdaptersResponse
+	7, // [7:11] is the sub-list for method output_type
+	3, // [3:7] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_llm_grpc_v1_admin_proto_init() }
@@ -636,7 +759,7 @@ func file_llm_grpc_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_llm_grpc_v1_admin_proto_rawDesc), len(file_llm_grpc_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

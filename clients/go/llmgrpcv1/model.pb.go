@@ -34,7 +34,8 @@ const (
 	ModelState_MODEL_STATE_LOADING ModelState = 1
 	// MODEL_STATE_READY: it takes requests.
 	ModelState_MODEL_STATE_READY ModelState = 2
-	// MODEL_STATE_FAILED: its engine fails; requests are refused with INTERNAL (ENGINE_FAILED).
+	// MODEL_STATE_FAILED: its last runs failed; requests are tried, and are likely to end with INTERNAL
+	// (ENGINE_FAILED). The first run that succeeds makes it ready again.
 	ModelState_MODEL_STATE_FAILED ModelState = 3
 )
 
@@ -135,7 +136,8 @@ type ListModelsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// page_size is the most models of a page, 0 to 1000. 0 means 100.
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// page_token is the next_page_token of the page before. Empty means the first page.
+	// page_token is the next_page_token of the page before. Empty means the first page. Any other text is
+	// refused with INVALID_ARGUMENT.
 	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -442,7 +444,7 @@ func (x *GetModelResponse) GetModel() *Model {
 	return nil
 }
 
-// Model describes a loaded model.
+// Model describes a model.
 type Model struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// name is what requests put into their model field.
