@@ -121,6 +121,12 @@ class SlotTable:
         self._slots[slot].tokens = []
         self.memory.touch(slot, self.memory.promised(slot))
 
+    def forget_salt(self, salt: str) -> None:
+        """Free slots keep nothing for requests of this salt."""
+        for slot in self._free:
+            if self._slots[slot].salt == salt:
+                self._slots[slot].tokens = []
+
     def last_used(self, slot: int) -> int:
         """When a slot was last used, in uses; -1 where it holds nothing, so that nothing is older."""
         return self._slots[slot].last_used if self._slots[slot].tokens else -1
