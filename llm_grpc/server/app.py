@@ -143,7 +143,15 @@ class Server:
         context_tokens = min(self._context_tokens, self._kv_tokens)
         tokenizer.max_prompt_tokens = context_tokens - 1
         memory = make_memory(manifest, config.max_running, context_tokens, self._kv_tokens)
-        scheduler = Scheduler(memory, context_tokens, config.chunk_tokens, manifest.eos_token_ids, budget)
+        scheduler = Scheduler(
+            memory,
+            context_tokens,
+            config.chunk_tokens,
+            manifest.eos_token_ids,
+            budget,
+            ageing_s=config.priority_ageing_s,
+            vocabulary_size=manifest.vocabulary_size,
+        )
         loop = asyncio.get_running_loop()
         interval_s = self._config.stream_interval_ms / 1000
         self._engine = AsyncEngine(scheduler, runner, loop, self._on_engine_health, interval_s, worker)
