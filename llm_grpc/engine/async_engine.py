@@ -110,7 +110,14 @@ class AsyncEngine:
             raise EngineFailed("the engine is not running")
         request_id = next(self._ids)
         request = Request(
-            request_id, prompt_ids, params, constraint, group, first_score, priority, self._clock()
+            request_id,
+            prompt_ids,
+            params,
+            constraint=constraint,
+            group=group,
+            first_score=first_score,
+            priority=priority,
+            arrived_s=self._clock(),
         )
         mailbox = self._inboxes[request_id] = Mailbox(self._loop, self._interval_s)
         self._engine.inbox.put(request)

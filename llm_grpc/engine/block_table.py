@@ -15,13 +15,15 @@ class BlockTable:
     """``blocks`` hold the tokens in turn: ``num_full`` of them are full, and ``tail`` is in the next one.
 
     ``name`` is the last full block's, None where the request shares nothing. There come to be no more than
-    ``most_blocks``. The runner knows the first ``num_granted`` places.
+    ``most_blocks``. The runner knows the first ``num_granted`` places. ``names`` are those of the full blocks
+    of what was known at admission.
     """
 
     slot: int
     block_size: int
     most_blocks: int
     name: bytes | None
+    names: Sequence[bytes]
     blocks: list[int]
     tail: list[int]
     num_full: int = 0

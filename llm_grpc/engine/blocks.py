@@ -64,7 +64,7 @@ class Blocks:
         if not self._free_slots:
             return False
         names = self._names(request)
-        found = self.pool.find(names)
+        found = self._found(request, names)
         num_blank = self._num_blocks(len(request.known_ids)) - len(found)
         num_taken = num_blank + sum(not self.pool.references(block) for block in found)
         if self.pool.num_free - num_taken < self._watermark:
@@ -74,7 +74,8 @@ class Blocks:
             self.pool.share(block)
         blocks = [*found, *(self.pool.take() for _ in range(num_blank))]
         name = _name(request.salt, names, len(found))
-        table = BlockTable(request.slot, self._block_size, self._num_blocks(most_tokens), name, blocks, [])
+        most_blocks = self._num_blocks(most_tokens)
+        table = BlockTable(request.slot, self._block_size, most_blocks, name, names, blocks, [])
         table.num_full = len(found)
         self._tables[request.slot] = table
         self._running[request.slot] = request
@@ -82,12 +83,11 @@ class Blocks:
 
     def load(self, request: Request) -> int:
         """Take what others have computed since then too."""
-        table, most = self.table(request), len(request.findable_ids) - 1
-        if table.num_computed < most:
-            names = self._names(request)
-            found = self.pool.find(names)
+        table = self.table(request)
+        if table.num_computed < request.max_found:
+            found = self._found(request, table.names)
             if len(found) > table.num_full:
-                table.begin_with(found, _name(request.salt, names, len(found)), self.pool)
+                table.begin_with(found, _name(request.salt, table.names, len(found)), self.pool)
                 self._drop_copies()
             self._copy_tail(request, table)
         return table.num_computed
@@ -199,14 +199,18 @@ class Blocks:
         return -(-num_tokens // self._block_size)
 
     def _names(self, request: Request) -> list[bytes]:
-        """The names of the full blocks that the request may find."""
+        """The names of the full blocks of all that is known but for the last token."""
         if request.salt is None:
             return []
         tokens, salt, names = self._last_names  # who waits is looked for in every step
         if tokens is not request.known_ids or salt != request.salt:
             names = list(digests(request.salt, request.known_ids[:-1], self._block_size))
             self._last_names = request.known_ids, request.salt, names
-        return names[: (len(request.findable_ids) - 1) // self._block_size]
+        return names
+
+    def _found(self, request: Request, names: Sequence[bytes]) -> list[int]:
+        """The full blocks that are there and that the request may have."""
+        return self.pool.find(names[: request.max_found // self._block_size])
 
 
 def _name(salt: str | None, names: Sequence[bytes], num_full: int) -> bytes | None:

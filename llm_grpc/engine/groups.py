@@ -50,9 +50,4 @@ def ready(prefilling: Iterable[Request]) -> Iterator[Request]:
 def _is_computing_for(mate: Request, request: Request) -> bool:
     """Whether ``mate`` has yet to compute something that ``request`` may take and has not found."""
     at = max(mate.num_computed, request.num_computed)
-    if at + 1 >= len(request.findable_ids) or at >= len(mate.prompt_ids) or mate.salt != request.salt:
-        return False
-    ours, theirs = request.known_ids, mate.prompt_ids
-    if ours[at] != theirs[at]:
-        return False
-    return ours is theirs or list(ours[:at]) == list(theirs[:at])
+    return at < request.max_found and mate.salt == request.salt and at < request.num_shared(mate)

@@ -45,7 +45,7 @@ class KvMemory(Protocol):
     def load(self, request: Request) -> int:
         """Take what is there of the beginning of ``known_ids``; none of them was computed for the request.
 
-        Returns how many tokens that is: at most all but the last of ``findable_ids``, which is computed.
+        Returns how many tokens that is: ``max_found`` at most.
         """
         ...
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from llm_grpc.engine.common_prefix import common_prefix
 from llm_grpc.engine.constraint import TokenConstraint, TokenMask
 from llm_grpc.engine.prompt_lookup import PromptLookup
 from llm_grpc.engine.step_plan import TokenScore
@@ -58,7 +59,8 @@ class Request:
     beginning of their prompts, which is computed once. The prompt's tokens from ``first_score`` on, at least
     1, are scored; all but the first where only ``params`` ask for that. Those of higher ``priority`` go
     first, and nobody waits for ever; it came at ``arrived_s`` and first got a slot at ``begun_s``. ``mask``
-    is what its constraint says of the next token, once that is asked for.
+    is what its constraint says of the next token, once that is asked for. ``shared`` is how many tokens of
+    its prompt each of its group has that it was compared with, by their ids.
     """
 
     request_id: int
@@ -78,6 +80,7 @@ class Request:
     prompt_scores: list[TokenScore] = field(default_factory=list)
     mask: StepMask | None = None
     lookup: PromptLookup | None = None
+    shared: dict[int, int] = field(default_factory=dict)
     known_ids: Sequence[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,11 +109,24 @@ class Request:
         return at if at < len(self.prompt_ids) else None
 
     @property
-    def findable_ids(self) -> Sequence[int]:
-        """As much of ``known_ids`` as may be found, and the token behind it, which is computed in any case:
-        the last one, or the one whose row says how likely the next score's token is.
+    def max_found(self) -> int:
+        """How many of ``known_ids`` may be found. The one behind them is computed in any case: the last one,
+        or the one whose row says how likely the next score's token is.
         """
-        return self.known_ids if self.next_score is None else self.known_ids[: self.next_score]
+        return (len(self.known_ids) if self.next_score is None else self.next_score) - 1
+
+    @property
+    def findable_ids(self) -> list[int]:
+        """The tokens that may be found, and the one behind them."""
+        return list(self.known_ids[: self.max_found + 1])
+
+    def num_shared(self, mate: Request) -> int:
+        """How many tokens its prompt and that of another one of its group begin with; compared once."""
+        if mate.request_id not in self.shared:
+            ours, theirs = self.prompt_ids, mate.prompt_ids
+            same = len(ours) if ours is theirs else common_prefix(list(ours), list(theirs))
+            self.shared[mate.request_id] = same
+        return self.shared[mate.request_id]
 
     @property
     def is_untouched(self) -> bool:

@@ -40,12 +40,12 @@ class Slots:
 
     def admit(self, request: Request, most_tokens: int) -> bool:
         """Give the request a slot and promise it the memory of all that it may come to need."""
-        request.slot = take_slot(self.table, list(request.findable_ids), request.salt, most_tokens)
+        request.slot = take_slot(self.table, request.findable_ids, request.salt, most_tokens)
         return request.slot is not None
 
     def load(self, request: Request) -> int:
         """Copy what another slot has more of than the request's own."""
-        return self.table.load(slot_of(request), list(request.findable_ids), request.salt)
+        return self.table.load(slot_of(request), request.findable_ids, request.salt)
 
     def reserve(self, request: Request, num_tokens: int) -> bool:
         """True: memory was promised at admission."""
