@@ -139,12 +139,12 @@ class Blocks:
             self._tables[grant.slot].num_granted = grant.first + len(grant.blocks)
 
     def failed(self, plan: StepPlan) -> Collection[int]:
-        """Copies may be done or not, and what they read may be overwritten: who was to get one and has no
-        part in the plan keeps its full blocks. Nothing else that anybody may find was to be written.
+        """Copies may be done or not, and what they read may be overwritten: who was to get one keeps its full
+        blocks, and hands on no more. Nothing else that anybody may find was to be written.
         """
         for request in self._running.values():
             table = self.table(request)
-            if table.slot not in plan.slots and table.tail and table.blocks[table.num_full] in self._copies:
+            if table.tail and table.blocks[table.num_full] in self._copies:
                 table.tail = []
                 request.num_computed = request.num_cached = table.num_computed
         self._copies.clear()

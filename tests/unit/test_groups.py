@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_grpc.engine.blocks import Blocks
@@ -106,6 +106,7 @@ def test_continuations_are_computed_together_once_their_beginning_is() -> None:
     assert bench.scheduler.schedule() is None
 
 
+@settings(deadline=None)
 @given(
     kind=st.sampled_from(["slots", "blocks"]),
     begin=st.lists(st.integers(1, 3), max_size=30),
@@ -266,6 +267,42 @@ def test_a_copy_of_a_failed_run_is_not_trusted(is_far: bool) -> None:
     assert bench.scheduler.fail(plan) == [FailedEvent(failing.request_id)]
     bench.scheduler.check_integrity()
     bench.end(failing)
-    assert mate.num_computed == len(PROMPT) // SIZE * SIZE
+    assert mate.num_computed == mate.num_cached == len(PROMPT) // SIZE * SIZE
     assert bench.step().block_copies == ()
     bench.finish()
+
+
+@pytest.mark.parametrize("is_far", [False, True])
+def test_who_fails_with_a_copy_hands_on_what_is_sure(is_far: bool) -> None:
+    """The next of the group is not told of a block that may never have been written."""
+    bench = Bench("blocks", chunk_tokens=len(PROMPT))
+    prompts = [PROMPT, [*PROMPT, *range(30, 60)], [*PROMPT, 70]]
+    _, failing, mate = bench.add_group(prompts, 1)
+    bench.step()
+    plan = bench.scheduler.schedule()
+    assert plan
+    assert len(plan.block_copies) == 2
+    assert [chunk.slot for chunk in plan.chunks] == [failing.slot]
+    if is_far and isinstance(bench.runner, ScriptedPagedRunner):
+        bench.runner.spoil(plan)
+    assert bench.scheduler.fail(plan) == [FailedEvent(failing.request_id)]
+    bench.end(failing)
+    assert mate.num_computed == len(PROMPT) // SIZE * SIZE
+    bench.finish()
+
+
+def test_a_copy_goes_with_who_was_to_get_it_and_not_with_who_was_to_get_it_first() -> None:
+    """A plan is thrown away, and of two that were to get a block the one that was asked for it leaves."""
+    bench = Bench("blocks", num_slots=2, chunk_tokens=64)
+    leader, first, second = bench.add_group([PROMPT, [*PROMPT, 30], [*PROMPT, 31]], 1)
+    bench.step()
+    assert leader.slot is None
+    plan = bench.scheduler.schedule()
+    assert plan
+    assert second.num_computed == len(PROMPT), "from the first one, which has not got it yet"
+    assert len(plan.block_copies) == 2
+    bench.scheduler.abort(first.request_id)
+    bench.end(first)
+    assert len(bench.step().block_copies) == 1
+    bench.finish()
+    assert bench.num_computed == len(PROMPT) + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_grpc.engine.request import FailedEvent, TokenEvent
@@ -71,6 +71,7 @@ def test_what_may_not_come_is_told_with_each_row_until_it_may() -> None:
     assert [step(scheduler, runner)[0].samples[0].banned for _ in range(4)] == [(0, 9, 3), (0, 9, 3), (), ()]
 
 
+@settings(deadline=None)
 @given(
     fields=st.fixed_dictionaries(
         {"max_tokens": st.integers(1, 40)},

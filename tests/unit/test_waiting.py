@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_grpc.config import EngineConfig
@@ -49,6 +49,7 @@ def test_the_order_of_those_who_wait(arrivals: list[tuple[float, int]], order: l
     assert drained(waiting_of(*asked)) == order
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(-3, 3)), max_size=20), st.data())
 def test_leaving_changes_nothing_for_the_others(arrivals: list[tuple[int, int]], data: st.DataObject) -> None:
     asked = [
