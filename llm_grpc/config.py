@@ -115,6 +115,9 @@ class EngineConfig:
     max_waiting: Annotated[int, Field(ge=0, le=1_000_000)] = 256
     """Admitted requests that wait for a slot; one more is refused with RESOURCE_EXHAUSTED."""
 
+    priority_ageing_s: Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)] = 5.0
+    """Seconds of waiting for a slot that count as one level of a request's priority."""
+
     max_context_tokens: Annotated[int, Field(ge=0)] = 0
     """Longest prompt and text together; 0 means the model's own limit."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 
+from llm_grpc.engine.constraint import TokenConstraint
 from llm_grpc.engine.engine import Abort, Engine, Load, Stop
 from llm_grpc.engine.mailbox import Mailbox
 from llm_grpc.engine.model_runner import ModelRunner
@@ -27,7 +29,8 @@ class AsyncEngine:
 
     Everything but the thread itself lives on the event loop ``loop``. ``on_health`` is called on the loop
     when ``is_healthy`` or ``is_alive`` may have changed. Two hand-overs to one reader are at least
-    ``interval_s`` apart, but for the last. The thread is ``worker``'s, which ends with the engine.
+    ``interval_s`` apart, but for the last. The thread is ``worker``'s, which ends with the engine. ``clock``
+    says when requests come, in seconds.
     """
 
     def __init__(
@@ -38,11 +41,15 @@ class AsyncEngine:
         on_health: Callable[[], None] = lambda: None,
         interval_s: float = 0.0,
         worker: Worker | None = None,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._engine = Engine(scheduler, runner, self._publish)
         self._loop = loop
         self._on_health = on_health
+        self._clock = clock
         self._ids = itertools.count(1)
+        self._groups = itertools.count(1)
         self._interval_s = interval_s
         self._inboxes: dict[int, Mailbox] = {}
         self._was_healthy = True
@@ -72,25 +79,48 @@ class AsyncEngine:
         self._worker.end()
 
     async def stop(self) -> None:
-        """End the engine thread; requests still running get EngineFailed."""
+        """End the engine thread, also one that never began; requests still running get EngineFailed."""
         self._engine.inbox.put(Stop())
+        self._worker.end()
         await asyncio.to_thread(self._worker.join)
 
+    def new_group(self) -> int:
+        """A number that no group of requests had before."""
+        return next(self._groups)
+
     async def generate(
-        self, prompt_ids: Sequence[int], params: SamplingParams
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        constraint: TokenConstraint | None = None,
+        group: int = 0,
+        first_score: int | None = None,
+        priority: int = 0,
     ) -> AsyncGenerator[list[TokenEvent], None]:
         """Yield the request's tokens, as many as have come since the last time, at least one.
 
-        Closing the iterator early frees the request's slot at the next step.
+        ``Request`` says what ``constraint``, ``group``, ``first_score`` and ``priority`` mean. Closing the
+        iterator early frees the request's slot at the next step.
 
         Raises:
-            EngineFailed: a run failed, or the step loop is gone.
+            EngineFailed: a run failed, or the constraint, or the step loop is gone.
         """
         if not self.is_alive:
             raise EngineFailed("the engine is not running")
         request_id = next(self._ids)
+        request = Request(
+            request_id,
+            prompt_ids,
+            params,
+            constraint=constraint,
+            group=group,
+            first_score=first_score,
+            priority=priority,
+            arrived_s=self._clock(),
+        )
         mailbox = self._inboxes[request_id] = Mailbox(self._loop, self._interval_s)
-        self._engine.inbox.put(Request(request_id, prompt_ids, params))
+        self._engine.inbox.put(request)
         ended = False
         try:
             while not ended:

@@ -69,6 +69,19 @@ class BlockPool:
             self._blocks[name] = block
             self._names[block] = name
 
+    def name(self, block: int) -> bytes | None:
+        """The name under which the block can be found."""
+        return self._names.get(block)
+
+    def forget(self, name: bytes) -> None:
+        """Nothing can be found under this name any more."""
+        block = self._blocks.pop(name, None)
+        if block is not None:
+            del self._names[block]
+            if block in self._kept:
+                del self._kept[block]
+                self._blank.append(block)
+
     def find(self, names: Iterable[bytes]) -> list[int]:
         """The blocks of the names from the first on that can be found."""
         found: list[int] = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llm_grpc.engine.block_digest import following
 from llm_grpc.engine.block_pool import BlockPool
-from llm_grpc.engine.step_plan import BlockCopy, BlockGrant
+from llm_grpc.engine.step_plan import BlockGrant
 
 
 @dataclass(slots=True)
@@ -15,13 +15,15 @@ class BlockTable:
     """``blocks`` hold the tokens in turn: ``num_full`` of them are full, and ``tail`` is in the next one.
 
     ``name`` is the last full block's, None where the request shares nothing. There come to be no more than
-    ``most_blocks``. The runner knows the first ``num_granted`` places.
+    ``most_blocks``. The runner knows the first ``num_granted`` places. ``names`` are those of the full blocks
+    of what was known at admission.
     """
 
     slot: int
     block_size: int
     most_blocks: int
     name: bytes | None
+    names: Sequence[bytes]
     blocks: list[int]
     tail: list[int]
     num_full: int = 0
@@ -39,29 +41,22 @@ class BlockTable:
         return BlockGrant(self.slot, first, tuple(self.blocks[first:])) if first < len(self.blocks) else None
 
     def begin_with(self, found: Sequence[int], name: bytes | None, pool: BlockPool) -> None:
-        """Take the found blocks in place of own ones; nothing was computed in those."""
+        """Take the found blocks in place of own ones, and of what was copied to those."""
         for block in found[self.num_full :]:
             pool.share(block)
         for block in self.blocks[self.num_full : len(found)]:
             pool.release(block)
         self.blocks[self.num_full : len(found)] = found[self.num_full :]
         self._replaced(self.num_full)
-        self.num_full, self.name = len(found), name
+        self.num_full, self.name, self.tail = len(found), name, []
 
-    def extend(self, num_tokens: int, pool: BlockPool) -> BlockCopy | bool:
-        """Have blocks for the first ``num_tokens``, and the next block to write to oneself.
-
-        Returns the copy that this takes, or True; False, and nothing changes, where blocks are missing.
-        """
+    def extend(self, num_tokens: int, pool: BlockPool) -> bool:
+        """Have blocks for the first ``num_tokens``. False, and nothing changes, where they are missing."""
         missing = -(-num_tokens // self.block_size) - len(self.blocks)
-        place = self.num_full
-        is_shared = place < len(self.blocks) and pool.references(self.blocks[place]) > 1
-        if missing <= 0 and not is_shared:
-            return True
-        if max(missing, 0) + is_shared > pool.num_free:
+        if missing > pool.num_free:
             return False
         self.blocks += [pool.take() for _ in range(missing)]
-        return self._own(place, pool) if is_shared else True
+        return True
 
     def append(self, tokens: Sequence[int], pool: BlockPool) -> None:
         """A run computed ``tokens`` behind those that are here. Full blocks become findable."""
@@ -86,14 +81,6 @@ class BlockTable:
         """Give everything back, the end first: others begin with what it begins with."""
         for block in reversed(self.blocks):
             pool.release(block)
-
-    def _own(self, place: int, pool: BlockPool) -> BlockCopy:
-        """Replace a block that others refer to by a copy."""
-        copy = BlockCopy(self.blocks[place], pool.take())
-        pool.release(copy.source)
-        self.blocks[place] = copy.target
-        self._replaced(place)
-        return copy
 
     def _replaced(self, place: int) -> None:
         """The runner does not know what is in this place now."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
 
 from llm_grpc.engine.block_digest import digests, root
+from llm_grpc.engine.block_mates import longest_tail
 from llm_grpc.engine.block_pool import BlockPool
 from llm_grpc.engine.block_table import BlockTable
 from llm_grpc.engine.request import Request, slot_of
@@ -25,8 +26,10 @@ class Blocks:
     """``KvMemory`` over a ``BlockPool``.
 
     A request is admitted when there are blocks for what it knows; more come as it says more. Full blocks are
-    shared with whoever begins alike. At least the last token is computed, and with it all of its block, so
-    that nobody writes to a shared block but after a fork; then the first to write takes a copy.
+    shared with whoever begins alike; nobody writes to those. Of a block that is not full, or whose last token
+    it has to compute itself, a request gets a copy from a running one of its group: into its own block, so
+    that this takes no memory. Copies are done in order before anything is computed, so what they read may
+    belong to somebody else by then.
     """
 
     def __init__(
@@ -38,7 +41,9 @@ class Blocks:
         self._block_size = block_size
         self._free_slots = list(range(max_running))
         self._tables: dict[int, BlockTable] = {}
-        self._copies: list[BlockCopy] = []
+        self._running: dict[int, Request] = {}
+        self._copies: dict[int, BlockCopy] = {}  # by target
+        self._left: defaultdict[str, set[bytes]] = defaultdict(set)  # names, by private salt
         self._last_names: tuple[Sequence[int], str, list[bytes]] = ((), "", [])
 
     @property
@@ -59,7 +64,7 @@ class Blocks:
         if not self._free_slots:
             return False
         names = self._names(request)
-        found = self.pool.find(names)
+        found = self._found(request, names)
         num_blank = self._num_blocks(len(request.known_ids)) - len(found)
         num_taken = num_blank + sum(not self.pool.references(block) for block in found)
         if self.pool.num_free - num_taken < self._watermark:
@@ -69,25 +74,27 @@ class Blocks:
             self.pool.share(block)
         blocks = [*found, *(self.pool.take() for _ in range(num_blank))]
         name = _name(request.salt, names, len(found))
-        table = BlockTable(request.slot, self._block_size, self._num_blocks(most_tokens), name, blocks, [])
+        most_blocks = self._num_blocks(most_tokens)
+        table = BlockTable(request.slot, self._block_size, most_blocks, name, names, blocks, [])
         table.num_full = len(found)
         self._tables[request.slot] = table
+        self._running[request.slot] = request
         return True
 
     def load(self, request: Request) -> int:
         """Take what others have computed since then too."""
-        names, table = self._names(request), self.table(request)
-        found = self.pool.find(names)
-        if len(found) > table.num_full:
-            table.begin_with(found, _name(request.salt, names, len(found)), self.pool)
+        table = self.table(request)
+        if table.num_computed < request.max_found:
+            found = self._found(request, table.names)
+            if len(found) > table.num_full:
+                table.begin_with(found, _name(request.salt, table.names, len(found)), self.pool)
+                self._drop_copies()
+            self._copy_tail(request, table)
         return table.num_computed
 
     def reserve(self, request: Request, num_tokens: int) -> bool:
-        """Take blank blocks, and a copy of the next block to write if others refer to it."""
-        done = self.table(request).extend(num_tokens, self.pool)
-        if isinstance(done, BlockCopy):
-            self._copies.append(done)
-        return done is not False
+        """Take blank blocks."""
+        return self.table(request).extend(num_tokens, self.pool)
 
     def computed(self, request: Request, tokens: Sequence[int], num_wrong: int = 0) -> None:
         """Write it down, make full blocks findable, and give back those of wrong guesses."""
@@ -99,34 +106,31 @@ class Blocks:
     def compact(self, decoding: Sequence[Request]) -> None:
         """Nothing: slots are rows of a table, and cost what they hold."""
 
-    def fork(self, parent: Request, child: Request) -> bool:
-        """Let ``child`` run from where a decoding request is, on the same blocks. False without a slot."""
-        if parent.is_prefilling:
-            raise ValueError(f"this is a bug: request {parent.request_id} is forked before it decodes")
-        if not self._free_slots:
-            return False
-        child.slot, child.num_computed = heappop(self._free_slots), parent.num_computed
-        table = self.table(parent)
-        blocks = table.blocks[: self._num_blocks(table.num_computed)]
-        for block in blocks:
-            self.pool.share(block)
-        name = table.name if child.salt == parent.salt else None
-        self._tables[child.slot] = replace(
-            table, slot=child.slot, name=name, blocks=blocks, tail=table.tail[:], num_granted=0
-        )
-        return True
-
     def free(self, request: Request) -> None:
-        """Take slot and blocks back."""
-        self._tables.pop(slot_of(request)).release(self.pool)
-        self._copies = [copy for copy in self._copies if self.pool.references(copy.target)]
-        heappush(self._free_slots, slot_of(request))
+        """Take slot and blocks back. Its group gets what it has, the last block too."""
+        slot = slot_of(request)
+        for mate in self._mates(request):
+            if mate.is_prefilling and mate.is_untouched:
+                mate.num_computed = mate.num_cached = self.load(mate)
+        table = self._tables.pop(slot)
+        if request.private_salt is not None:
+            names = map(self.pool.name, table.blocks)
+            self._left[request.private_salt].update(name for name in names if name is not None)
+        table.release(self.pool)
+        self._drop_copies()
+        del self._running[slot]
+        heappush(self._free_slots, slot)
         request.slot = None
+
+    def forget(self, salt: str) -> None:
+        """Make blocks of the salt blank."""
+        for name in self._left.pop(salt, ()):
+            self.pool.forget(name)
 
     def with_changes(self, plan: StepPlan) -> StepPlan:
         """The plan with the places of tables that the runner does not know, and copies."""
         grants = tuple(grant for table in self._tables.values() if (grant := table.grant))
-        return replace(plan, grants=grants, block_copies=tuple(self._copies))
+        return replace(plan, grants=grants, block_copies=tuple(self._copies.values()))
 
     def committed(self, plan: StepPlan) -> None:
         """The runner knows all places; copies are done."""
@@ -135,7 +139,15 @@ class Blocks:
             self._tables[grant.slot].num_granted = grant.first + len(grant.blocks)
 
     def failed(self, plan: StepPlan) -> Collection[int]:
-        """Nothing that anybody may find was to be written, and who was to get a copy is freed next."""
+        """Copies may be done or not, and what they read may be overwritten: who was to get one keeps its full
+        blocks, and hands on no more. Nothing else that anybody may find was to be written.
+        """
+        for request in self._running.values():
+            table = self.table(request)
+            if table.tail and table.blocks[table.num_full] in self._copies:
+                table.tail = []
+                request.num_computed = request.num_cached = table.num_computed
+        self._copies.clear()
         return ()
 
     def check_integrity(self, running: Collection[Request]) -> None:
@@ -152,6 +164,28 @@ class Blocks:
         for request in running:
             _check(self.table(request), request, self._block_size)
         self.pool.check_integrity()
+
+    def _mates(self, request: Request) -> list[Request]:
+        """Other running requests that share with this one what is not in full blocks."""
+        if not request.group:
+            return []
+        running = (each for each in self._running.values() if each is not request)
+        return [each for each in running if (each.group, each.salt) == (request.group, request.salt)]
+
+    def _copy_tail(self, request: Request, table: BlockTable) -> None:
+        """Have the block behind the full ones copied from who has more of it."""
+        mate, num_tokens = longest_tail(request, table, self._mates(request))
+        if mate is None:
+            return
+        source, target = self.table(mate).blocks[table.num_full], table.blocks[table.num_full]
+        pending = self._copies.get(source)
+        self._copies[target] = BlockCopy(pending.source if pending else source, target)
+        table.tail = list(request.known_ids[table.num_full * self._block_size : num_tokens])
+
+    def _drop_copies(self) -> None:
+        """Nobody has what these were to write to."""
+        for target in [target for target in self._copies if not self.pool.references(target)]:
+            del self._copies[target]
 
     @property
     def _watermark(self) -> int:
@@ -173,6 +207,10 @@ class Blocks:
             names = list(digests(request.salt, request.known_ids[:-1], self._block_size))
             self._last_names = request.known_ids, request.salt, names
         return names
+
+    def _found(self, request: Request, names: Sequence[bytes]) -> list[int]:
+        """The full blocks that are there and that the request may have."""
+        return self.pool.find(names[: request.max_found // self._block_size])
 
 
 def _name(salt: str | None, names: Sequence[bytes], num_full: int) -> bytes | None:

@@ -1,21 +1,29 @@
 """Steps that check guesses at what a request says next, and what came of them.
 
 The chosen tokens are those of steps without guesses: each is drawn from the logits after the tokens before
-it, with the draw of its own place, and counts only if these are what was guessed.
+it, with the draw of its own place, and counts only if these are what was guessed. Where more than the logits
+depends on the tokens before, penalties or a constraint, nothing is guessed: one step would take a history or
+a mask for each guess, and a penalty makes repetition rare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llm_grpc.engine.prompt_lookup import PromptLookup
 from llm_grpc.engine.request import Request
+from llm_grpc.engine.samples import has_penalties
 from llm_grpc.engine.step_plan import PrefillChunk, Sample, StepPlan
 
 
-def guessing_step(request: Request, limit: int) -> StepPlan | None:
-    """A step for ``request`` alone that checks at most ``limit`` guesses; None where there are none."""
-    if limit <= 0 or request.slot is None:
+def guessing_step(
+    request: Request, limit: int, sample: Callable[[Request, int, int], Sample]
+) -> StepPlan | None:
+    """A step for ``request`` alone that checks at most ``limit`` guesses; None where there are none.
+
+    ``sample`` makes that of a row and of a place behind the request's next token.
+    """
+    if limit <= 0 or request.slot is None or request.constraint or has_penalties(request.params):
         return None
     if request.lookup is None:
         request.lookup = PromptLookup([*request.prompt_ids, *request.output_ids])
@@ -24,8 +32,7 @@ def guessing_step(request: Request, limit: int) -> StepPlan | None:
         return None
     known = (request.output_ids[-1], *guesses)
     chunk = PrefillChunk(request.slot, request.num_computed, known, len(guesses))
-    said = len(request.output_ids)
-    samples = (Sample(request.request_id, row, said + row, request.params) for row in range(len(known)))
+    samples = (sample(request, row, row) for row in range(len(known)))
     return StepPlan((), (chunk,), tuple(samples))
 
 

@@ -45,7 +45,7 @@ class KvMemory(Protocol):
     def load(self, request: Request) -> int:
         """Take what is there of the beginning of ``known_ids``; none of them was computed for the request.
 
-        Returns how many tokens that is: at most all but the last one, which is left to compute.
+        Returns how many tokens that is: ``max_found`` at most.
         """
         ...
 
@@ -65,7 +65,15 @@ class KvMemory(Protocol):
         ...
 
     def free(self, request: Request) -> None:
-        """Take the slot back. What others may use stays findable for as long as nobody needs its memory."""
+        """Take the slot back. What others may use stays findable for as long as nobody needs its memory.
+
+        What would not stay is given to running requests of its group that are untouched: ``num_computed``
+        and ``num_cached`` of those grow.
+        """
+        ...
+
+    def forget(self, salt: str) -> None:
+        """Nobody comes any more that may find what was left under this salt, and nobody runs with it."""
         ...
 
     def with_changes(self, plan: StepPlan) -> StepPlan:
@@ -79,7 +87,8 @@ class KvMemory(Protocol):
     def failed(self, plan: StepPlan) -> Collection[int]:
         """The plan's run failed: nothing is known of what it was to write.
 
-        The requests that have a part in it are freed next. Returns slots of others that start over.
+        The requests that have a part in it are freed next. Returns slots of others that start over; who only
+        has less than before is told so as in ``free``.
         """
         ...
 

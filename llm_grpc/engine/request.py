@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from llm_grpc.engine.constraint import TokenConstraint
+from llm_grpc.engine.common_prefix import common_prefix
+from llm_grpc.engine.constraint import TokenConstraint, TokenMask
 from llm_grpc.engine.prompt_lookup import PromptLookup
 from llm_grpc.engine.step_plan import TokenScore
 from llm_grpc.sampling_params import FinishReason, SamplingParams
@@ -17,7 +18,7 @@ class TokenEvent(NamedTuple):
 
     ``score`` tells how likely it was, where the request asks for that. Set on the first one alone:
     ``cached_tokens`` counts the prompt tokens that were found in the cache, ``prompt_scores`` are those of
-    the prompt's tokens from ``first_score`` on, and ``begun_s`` is when the engine began with the request.
+    the prompt's tokens from ``first_score`` on, and ``begun_s`` is when the request was first given a slot.
     """
 
     request_id: int
@@ -31,12 +32,18 @@ class TokenEvent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FailedEvent:
-    """The request ended because a run failed."""
+    """The request ended because a run failed, or its constraint."""
 
     request_id: int
 
 
 Event = TokenEvent | FailedEvent
+
+
+class StepMask(TokenMask, Protocol):
+    """The mask of one token of one request; ``has_failed`` once its constraint has raised something."""
+
+    has_failed: bool
 
 
 @dataclass(slots=True, eq=False)
@@ -50,7 +57,10 @@ class Request:
 
     ``constraint`` holds its tokens to a form. Requests of one ``group``, a number above 0, share the
     beginning of their prompts, which is computed once. The prompt's tokens from ``first_score`` on, at least
-    1, are scored. Those of higher ``priority`` go first, and nobody waits for ever; it came at ``arrived_s``.
+    1, are scored; all but the first where only ``params`` ask for that. Those of higher ``priority`` go
+    first, and nobody waits for ever; it came at ``arrived_s`` and first got a slot at ``begun_s``. ``mask``
+    is what its constraint says of the next token, once that is asked for. ``shared`` is how many tokens of
+    its prompt each of its group has that it was compared with, by their ids.
     """
 
     request_id: int
@@ -61,21 +71,62 @@ class Request:
     first_score: int | None = None
     priority: int = 0
     arrived_s: float = 0.0
+    begun_s: float | None = None
     slot: int | None = None
     num_computed: int = 0
     num_cached: int = 0
     num_found: int | None = None
     output_ids: list[int] = field(default_factory=list)
+    prompt_scores: list[TokenScore] = field(default_factory=list)
+    mask: StepMask | None = None
     lookup: PromptLookup | None = None
+    shared: dict[int, int] = field(default_factory=dict)
     known_ids: Sequence[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.known_ids = self.prompt_ids
+        if self.first_score is None and self.params.num_prompt_logprobs is not None:
+            self.first_score = 1
 
     @property
     def salt(self) -> str | None:
-        """What the request shares the cache by; None is with nobody."""
-        return None if self.params.cache_disabled else self.params.cache_salt
+        """What the request shares the cache by; None is with nobody. No caller can name a group's."""
+        if self.params.cache_disabled:
+            return f"{self.group}:" if self.group else None
+        return f"0:{self.params.cache_salt}"
+
+    @property
+    def private_salt(self) -> str | None:
+        """The salt, where only requests of its group have it: nothing is kept for it once they are gone."""
+        return self.salt if self.params.cache_disabled else None
+
+    @property
+    def next_score(self) -> int | None:
+        """The next of the prompt's tokens to be scored; None where none is left."""
+        if self.first_score is None:
+            return None
+        at = self.first_score + len(self.prompt_scores)
+        return at if at < len(self.prompt_ids) else None
+
+    @property
+    def max_found(self) -> int:
+        """How many of ``known_ids`` may be found. The one behind them is computed in any case: the last one,
+        or the one whose row says how likely the next score's token is.
+        """
+        return (len(self.known_ids) if self.next_score is None else self.next_score) - 1
+
+    @property
+    def findable_ids(self) -> list[int]:
+        """The tokens that may be found, and the one behind them."""
+        return list(self.known_ids[: self.max_found + 1])
+
+    def num_shared(self, mate: Request) -> int:
+        """How many tokens its prompt and that of another one of its group begin with; compared once."""
+        if mate.request_id not in self.shared:
+            ours, theirs = self.prompt_ids, mate.prompt_ids
+            same = len(ours) if ours is theirs else common_prefix(list(ours), list(theirs))
+            self.shared[mate.request_id] = same
+        return self.shared[mate.request_id]
 
     @property
     def is_untouched(self) -> bool:
@@ -111,10 +162,22 @@ class Request:
         self.known_ids = [*self.prompt_ids, *self.output_ids]
         self.num_computed = self.num_cached = 0
 
+    def say(self, token: int) -> None:
+        """It has one token more. Raises what its constraint raises."""
+        self.output_ids.append(token)
+        self.mask = None
+        if self.lookup:
+            self.lookup.extend((token,))
+        if self.constraint:
+            self.constraint.advance(token)
+
     def finish_reason(self, eos_token_ids: Collection[int], context_tokens: int) -> FinishReason | None:
-        """Why the last token is the last one; None where it is not."""
-        if self.output_ids[-1] in eos_token_ids and not self.params.ignore_eos:
+        """Why the last token is the last one; None where it is not. Raises what its constraint raises."""
+        last = self.output_ids[-1]
+        if last in eos_token_ids and not self.params.ignore_eos:
             return FinishReason.EOS
+        if last in self.params.stop_token_ids or (self.constraint and self.constraint.is_complete):
+            return FinishReason.STOP
         if self.num_left <= 0:
             return FinishReason.LENGTH
         if self.num_tokens >= context_tokens:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
+from llm_grpc.engine.common_prefix import common_prefix
 from llm_grpc.engine.slot_memory import SlotMemory
 from llm_grpc.engine.step_plan import SlotCopy
 
@@ -121,6 +122,12 @@ class SlotTable:
         self._slots[slot].tokens = []
         self.memory.touch(slot, self.memory.promised(slot))
 
+    def forget_salt(self, salt: str) -> None:
+        """Free slots keep nothing for requests of this salt."""
+        for slot in self._free:
+            if self._slots[slot].salt == salt:
+                self._slots[slot].tokens = []
+
     def last_used(self, slot: int) -> int:
         """When a slot was last used, in uses; -1 where it holds nothing, so that nothing is older."""
         return self._slots[slot].last_used if self._slots[slot].tokens else -1
@@ -172,15 +179,3 @@ def _begins(prompt: list[int], tokens: list[int]) -> bool:
     """Whether a prompt begins with ``tokens``, at least one; most do not, and the last of them shows it."""
     size = len(tokens)
     return size <= len(prompt) and tokens[-1] == prompt[size - 1] and tokens == prompt[:size]
-
-
-def common_prefix(a: list[int], b: list[int]) -> int:
-    """How many tokens two lists have in common from the first on; compares slices, which is C's work."""
-    low, high = 0, min(len(a), len(b)) + 1
-    while high - low > 1:  # the first `low` tokens are equal, and the first `high` are not, or not all there
-        middle = (low + high) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low

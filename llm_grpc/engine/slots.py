@@ -40,12 +40,12 @@ class Slots:
 
     def admit(self, request: Request, most_tokens: int) -> bool:
         """Give the request a slot and promise it the memory of all that it may come to need."""
-        request.slot = take_slot(self.table, list(request.known_ids), request.salt, most_tokens)
+        request.slot = take_slot(self.table, request.findable_ids, request.salt, most_tokens)
         return request.slot is not None
 
     def load(self, request: Request) -> int:
         """Copy what another slot has more of than the request's own."""
-        return self.table.load(slot_of(request), list(request.known_ids), request.salt)
+        return self.table.load(slot_of(request), request.findable_ids, request.salt)
 
     def reserve(self, request: Request, num_tokens: int) -> bool:
         """True: memory was promised at admission."""
@@ -74,6 +74,10 @@ class Slots:
         """Make the slot free. It keeps what others may use."""
         self.table.release(slot_of(request))
         request.slot = None
+
+    def forget(self, salt: str) -> None:
+        """Make free slots of the salt empty."""
+        self.table.forget_salt(salt)
 
     def with_changes(self, plan: StepPlan) -> StepPlan:
         """The plan with copies and releases."""

@@ -12,6 +12,9 @@ from llm_grpc.sampling_params import SamplingParams
 LONG_CONTEXT = 512
 """Tokens of a sequence beyond which lowering ``paged`` computes decode steps by another kernel."""
 
+MAX_SCORED_ROWS = 64
+"""Scores of one step: each takes a row of logits, as wide as the vocabulary."""
+
 
 @dataclass(frozen=True, slots=True)
 class SlotCopy:
@@ -79,7 +82,7 @@ class Sample:
 
     ``index`` counts the request's generated tokens from 0; with the seed it fixes the random draw. Where
     ``params`` have penalties, ``prompt_ids`` and ``output_ids`` are the tokens before. ``mask`` says which
-    tokens may come; None where all may.
+    tokens may come; None where all may. ``banned`` may not, besides those that ``params`` ban.
     """
 
     request_id: int
@@ -89,6 +92,7 @@ class Sample:
     prompt_ids: Sequence[int] = ()
     output_ids: Sequence[int] = ()
     mask: TokenMask | None = None
+    banned: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,8 +158,15 @@ class ModelHost:
     def _start_engine(self, warm: WarmRunner, context_tokens: int, worker: Worker) -> AsyncEngine:
         config, manifest = self._settings.engine, self._manifest
         memory = make_memory(manifest, config.max_running, context_tokens, warm.num_tokens)
-        eos = manifest.eos_token_ids
-        scheduler = Scheduler(memory, context_tokens, config.chunk_tokens, eos, warm.budget)
+        scheduler = Scheduler(
+            memory,
+            context_tokens,
+            config.chunk_tokens,
+            manifest.eos_token_ids,
+            warm.budget,
+            ageing_s=config.priority_ageing_s,
+            vocabulary_size=manifest.vocabulary_size,
+        )
         loop = asyncio.get_running_loop()
         interval_s = self._server.stream_interval_ms / 1000
         engine = AsyncEngine(scheduler, warm.runner, loop, self._on_health, interval_s, worker)

@@ -8,7 +8,14 @@ import threading
 import zlib
 from collections.abc import Callable, Collection, Sequence
 
-from llm_grpc.engine.step_plan import SlotCopy, StepPlan, StepResult
+from llm_grpc.engine.step_plan import (
+    MAX_SCORED_ROWS,
+    Sample,
+    SlotCopy,
+    StepPlan,
+    StepResult,
+    TokenScore,
+)
 from llm_grpc.engine.warm_up import WARM_UP
 from llm_grpc.runtime.first_tokens import FirstTokens
 from llm_grpc.sampling_params import FinishReason, SamplingParams
@@ -29,6 +36,19 @@ def hashed(history: Sequence[int]) -> int:
     return 1 + zlib.crc32(repr(list(history)).encode()) % (VOCAB - 1)
 
 
+def scored(history: Sequence[int], token: int, num_top: int = 0) -> TokenScore:
+    """How likely ``token`` is after ``history``: what a step tells where it is asked for that."""
+    before = zlib.crc32(repr(list(history)).encode())
+
+    def logprob(each: int) -> float:
+        return -(zlib.crc32(b"%d" % each, before) % 1000) / 100
+
+    if not num_top:
+        return TokenScore(logprob(token))
+    top = sorted(((each, logprob(each)) for each in range(VOCAB)), key=lambda pair: (-pair[1], pair[0]))
+    return TokenScore(logprob(token), tuple(top[:num_top]))
+
+
 def script(prompt_tokens: int, tokens: Sequence[int]) -> Callable[[Sequence[int]], int]:
     """A next-token function that says ``tokens`` in turn after any prompt of ``prompt_tokens`` tokens."""
     return lambda history: tokens[len(history) - prompt_tokens]
@@ -38,6 +58,7 @@ class ScriptedRunner:
     """Writes the planned tokens to lists, one a slot, and refuses a plan that does not continue them. Slots
     between those that decode are written to as ``SlotRunner`` does it.
 
+    Where a token is masked or banned, the next higher one comes that is not. Scores are those of ``scored``.
     ``faults`` are raised by the next runs, one each; None stands for a good run. With ``gated`` each run
     waits, before it computes anything, until the test lets it pass.
     """
@@ -66,7 +87,27 @@ class ScriptedRunner:
         if fault:
             raise fault
         histories = self._write(plan)
-        return StepResult([self._next_token(histories[sample.row]) for sample in plan.samples])
+        return self._result(plan, histories)
+
+    def _result(self, plan: StepPlan, histories: list[list[int]]) -> StepResult:
+        tokens = [self._choose(sample, histories[sample.row]) for sample in plan.samples]
+        logprobs = {
+            place: scored(histories[sample.row], token, sample.params.num_logprobs)
+            for place, (sample, token) in enumerate(zip(plan.samples, tokens, strict=True))
+            if sample.params.num_logprobs is not None
+        }
+        scores = [scored(histories[each.row], each.token, each.num_top) for each in plan.scores]
+        _check(len(scores) <= MAX_SCORED_ROWS, f"{len(scores)} scores in a step")
+        return StepResult(tokens, logprobs, scores)
+
+    def _choose(self, sample: Sample, history: list[int]) -> int:
+        """The next token, as ``next_token`` has it or a higher one that may come."""
+        said = [*sample.prompt_ids, *sample.output_ids]
+        _check(not said or said == history, f"{said} are told as the tokens before, and {history} are")
+        token, bits = self._next_token(history), sample.mask.wait() if sample.mask else None
+        while token in sample.banned or (bits is not None and not bits[token // 32] >> token % 32 & 1):
+            token = (token + 1) % VOCAB
+        return token
 
     async def at_run(self) -> StepPlan:
         """Wait until the engine thread stands before a run, and return its plan."""

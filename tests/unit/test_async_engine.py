@@ -18,7 +18,8 @@ from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.engine.slots import Slots
 from llm_grpc.errors import EngineFailed
 from llm_grpc.sampling_params import FinishReason, SamplingParams
-from tests.unit.scripted_runner import HANG_S, ScriptedRunner
+from tests.unit.scripted_constraint import ScriptedConstraint
+from tests.unit.scripted_runner import HANG_S, VOCAB, ScriptedRunner, scored
 
 CONTEXT = 64
 
@@ -66,7 +67,9 @@ class WatchedLoop:
 class Bench:
     def __init__(self, num_slots: int, chunk_tokens: int, eos: Collection[int], *, gated: bool) -> None:
         self.runner = ScriptedRunner(gated=gated)
-        self.scheduler = WatchedScheduler(Slots(num_slots, CONTEXT), CONTEXT, chunk_tokens, eos)
+        self.scheduler = WatchedScheduler(
+            Slots(num_slots, CONTEXT), CONTEXT, chunk_tokens, eos, vocabulary_size=VOCAB
+        )
         self.loop = WatchedLoop(asyncio.get_running_loop())
         self.health: list[tuple[bool, bool]] = []
         self.health_changed = asyncio.Event()
@@ -387,3 +390,64 @@ async def test_an_engine_that_never_started_refuses() -> None:
     assert not bench.engine.is_healthy
     with pytest.raises(EngineFailed, match="not running"):
         await bench.start([5])
+
+
+async def test_an_engine_that_never_started_stops() -> None:
+    bench = Bench(1, 4, (), gated=False)
+    async with asyncio.timeout(HANG_S):
+        await bench.engine.stop()
+        await bench.engine.stop()
+    bench.engine.start()
+    with pytest.raises(EngineFailed, match="not running"):
+        await bench.start([5])
+
+
+async def test_what_is_asked_of_the_engine_reaches_it() -> None:
+    async with bench_of(num_slots=1, gated=True) as bench:
+        constraint = ScriptedConstraint(length=3)
+        first = bench.start([5], max_tokens=1)
+        await bench.runner.at_run()
+        ordinary = bench.start([6], max_tokens=1)
+        await asyncio.sleep(0)
+        params = SamplingParams(9, num_logprobs=1)
+        urgent = asyncio.create_task(
+            collect(
+                bench.engine.generate(
+                    [7, 8, 9],
+                    params,
+                    constraint=constraint,
+                    group=bench.engine.new_group(),
+                    first_score=1,
+                    priority=5,
+                )
+            )
+        )
+        await asyncio.sleep(0)
+        plan = await bench.runner.next_run()
+        assert plan.chunk
+        assert list(plan.chunk.tokens) == [7, 8, 9], "who has the higher priority goes first"
+        bench.runner.open()
+        events = await urgent
+        await asyncio.gather(first, ordinary)
+        assert events[0].prompt_scores == (scored([7], 8), scored([7, 8], 9))
+        assert events[0].begun_s > 0
+        assert [event.token_id for event in events] == constraint.said
+        assert events[-1].finish_reason is FinishReason.STOP
+        assert all(event.score and len(event.score.top) == 1 for event in events)
+
+
+async def test_groups_are_never_the_same() -> None:
+    async with bench_of() as bench:
+        assert len({0, *(bench.engine.new_group() for _ in range(9))}) == 10
+
+
+async def test_a_constraint_that_fails_takes_its_request_alone() -> None:
+    async with bench_of(num_slots=2) as bench:
+        other = bench.start([5])
+        failing = bench.engine.generate([6], SamplingParams(9), constraint=ScriptedConstraint(9, 2, "wait"))
+        events: list[TokenEvent] = []
+        with pytest.raises(EngineFailed):
+            await collect(failing, events)
+        assert len(events) == 2
+        assert said(await other) == bench.runner.expected([5], SamplingParams(20), CONTEXT)
+        assert bench.engine.is_healthy

@@ -12,7 +12,6 @@ from llm_grpc.engine.request import FailedEvent, Request, TokenEvent
 from llm_grpc.engine.step_budget import StepBudget
 from llm_grpc.engine.step_plan import LONG_CONTEXT, BlockGrant, PrefillChunk, StepPlan
 from llm_grpc.engine.warm_up import warm_up
-from llm_grpc.sampling_params import SamplingParams
 from tests.unit.scheduling import block_scheduler, finish, request, slot_scheduler, step
 from tests.unit.scripted_paged_runner import ScriptedPagedRunner
 from tests.unit.scripted_runner import ScriptedRunner, hashed
@@ -69,15 +68,6 @@ class Bench:
 
     def alone(self, asked: Request) -> list[int]:
         return self.runner.expected(asked.prompt_ids, asked.params, CONTEXT)[0]
-
-    def fork(self, parent: Request, token: int) -> Request:
-        """A second request on the parent's blocks, whose last token is another one."""
-        child = Request(1000 + len(self.scheduler._running), parent.prompt_ids, parent.params)
-        child.output_ids = [*parent.output_ids[:-1], token]
-        assert self.blocks.fork(parent, child)
-        self.scheduler._running[child.request_id] = child
-        self.scheduler.check_integrity()
-        return child
 
 
 class WarmRunner(ScriptedPagedRunner):
@@ -190,20 +180,6 @@ def test_the_same_prompt_of_two_tenants_is_looked_for_twice() -> None:
     assert [bench.serve(prompt, salt=salt) for salt in ("a", "b", "a", "b")] == [20, 0, 20, 20]
 
 
-def test_what_a_fork_says_is_found_by_its_own_tenant_alone() -> None:
-    bench = Bench()
-    parents = [bench.add([index + 1] * 6, max_tokens=12, salt=salt) for index, salt in enumerate(("a", None))]
-    while any(parent.is_prefilling for parent in parents):
-        step(bench.scheduler, bench.runner)
-    forks = [bench.fork(parent, 7) for parent in parents]
-    finish(bench.scheduler, bench.runner)
-    bench.requests.clear()
-    for fork, found in zip(forks, (16, 0), strict=True):
-        whole = [*fork.prompt_ids, *fork.output_ids]
-        assert bench.serve(whole, max_tokens=1, salt="a") == found
-        assert bench.serve(whole, max_tokens=1, salt="b") == 0
-
-
 def test_the_end_of_what_was_used_longest_ago_is_given_up_first() -> None:
     bench = Bench(num_blocks=15, chunk_tokens=100)
     first, second = [1] * 20, [2] * 20
@@ -211,7 +187,8 @@ def test_the_end_of_what_was_used_longest_ago_is_given_up_first() -> None:
     bench.serve([*second, 5], max_tokens=1)
     assert bench.serve([*first, 5], max_tokens=1) == 20, "used again"
     bench.serve([3] * 32, max_tokens=1)  # eight blocks: five blank ones and three
-    kept = [len(bench.pool.find(digests("", tokens, SIZE))) for tokens in (first, second, [3] * 32)]
+    salt = bench.requests[0].salt or ""
+    kept = [len(bench.pool.find(digests(salt, tokens, SIZE))) for tokens in (first, second, [3] * 32)]
     assert kept == [5, 2, 8], "of the second the end is gone"
 
 
@@ -337,64 +314,6 @@ def test_however_short_memory_is_everybody_gets_all_of_it(
     assert len(events) == sum(len(asked.output_ids) for asked in bench.requests)
     ended = [event.request_id for event in events if event.finish_reason]
     assert sorted(ended) == list(range(len(shapes)))
-
-
-@given(
-    length=st.integers(1, 11),
-    said=st.integers(1, 9),
-    tokens=st.lists(st.integers(1, 9), min_size=1, max_size=5),
-    num_blocks=st.integers(15, 40),
-)
-def test_forks_share_all_blocks_and_part_at_the_first_word(
-    length: int, said: int, tokens: list[int], num_blocks: int
-) -> None:
-    bench = Bench(num_blocks=num_blocks, chunk_tokens=100)
-    parent = bench.add(list(range(10, 10 + length)), max_tokens=30)
-    for _ in range(said):
-        step(bench.scheduler, bench.runner)
-    num_free = bench.pool.num_free
-    children = [bench.fork(parent, token) for token in tokens]
-    assert bench.pool.num_free == num_free
-    begin = {child.request_id: child.output_ids[:] for child in children}
-    plan = bench.scheduler.schedule()
-    assert plan
-    if not bench.scheduler.num_preemptions:
-        is_partial = parent.num_computed % SIZE != 0
-        assert len(plan.block_copies) == (len(children) if is_partial else 0), "the last one needs none"
-    bench.finish()
-    for child in children:
-        first = begin[child.request_id]
-        rest = SamplingParams(max_tokens=30 - len(first))
-        whole, _ = bench.runner.expected([*child.prompt_ids, *first], rest, CONTEXT)
-        assert child.output_ids == [*first, *whole]
-
-
-def test_a_failed_copy_is_not_made_again() -> None:
-    bench = Bench(chunk_tokens=100)
-    parent = bench.add([1] * 6, max_tokens=10)
-    step(bench.scheduler, bench.runner)
-    bench.fork(parent, 5)
-    plan = bench.scheduler.schedule()
-    assert plan
-    assert len(plan.block_copies) == 1
-    assert len(bench.scheduler.fail(plan)) == 2
-    bench.requests.clear()
-    bench.add([2] * 6)
-    plan, _ = step(bench.scheduler, bench.runner)
-    assert plan.block_copies == ()
-    bench.finish()
-
-
-def test_a_fork_needs_a_slot_and_a_parent_that_decodes() -> None:
-    bench = Bench(num_slots=1, chunk_tokens=2)
-    parent = bench.add([1, 2, 3])
-    step(bench.scheduler, bench.runner)
-    child = request(9, [1, 2, 3])
-    with pytest.raises(ValueError, match="bug: request 0 is forked before it decodes"):
-        bench.blocks.fork(parent, child)
-    step(bench.scheduler, bench.runner)
-    assert not bench.blocks.fork(parent, child)
-    assert child.slot is None
 
 
 def test_tokens_that_a_request_computed_itself_were_not_cached() -> None:

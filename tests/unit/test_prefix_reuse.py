@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_grpc.engine.slot_table import common_prefix
+from llm_grpc.engine.common_prefix import common_prefix
 from llm_grpc.engine.step_plan import PrefillChunk, SlotCopy
 from llm_grpc.engine.warm_up import warm_up
 from tests.unit.scheduling import finish, request, slot_scheduler, slot_table, step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from hypothesis import settings
@@ -12,10 +11,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from llm_grpc.engine.compaction import MIN_TOKENS_LEFT
 from llm_grpc.engine.request import FailedEvent, Request, TokenEvent
-from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, SlotCopy, StepPlan
+from llm_grpc.engine.step_plan import (
+    DecodeRow,
+    PrefillChunk,
+    Sample,
+    Score,
+    SlotCopy,
+    StepPlan,
+    StepResult,
+    TokenScore,
+)
+from llm_grpc.engine.waiting import AGEING_S
 from llm_grpc.sampling_params import SamplingParams
 from tests.unit.scheduling import EOS, request, slot_scheduler, slot_table
-from tests.unit.scripted_runner import ScriptedRunner
+from tests.unit.scripted_runner import ScriptedRunner, scored
 
 TOKENS = 8
 GARBAGE = [-1] * 3
@@ -47,8 +56,21 @@ class Expected:
         return self.request.params
 
     @property
-    def salt(self) -> str | None:
-        return None if self.params.cache_disabled else self.params.cache_salt
+    def salt(self) -> tuple[int, str] | None:
+        """A group without the cache has it to itself."""
+        if self.params.cache_disabled:
+            return (self.request.group, "") if self.request.group else None
+        return 0, self.params.cache_salt
+
+    @property
+    def key(self) -> float:
+        return self.request.arrived_s - self.request.priority * AGEING_S
+
+    @property
+    def findable(self) -> list[int]:
+        """What may be found, and one token more."""
+        first = self.request.first_score
+        return self.prompt if first is None else self.prompt[: max(first, 1)]
 
     @property
     def cached(self) -> list[int]:
@@ -60,7 +82,7 @@ class Held:
     """What a slot holds, and for whom."""
 
     tokens: list[int] = field(default_factory=list)
-    salt: str | None = None
+    salt: tuple[int, str] | None = None
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -78,8 +100,23 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.slots = [Held() for _ in range(num_slots)]
         self.prompts: list[list[int]] = [[]]
 
-    @rule(data=st.data(), max_tokens=st.integers(1, 20), salt=st.sampled_from(["", "", "", "other", None]))
-    def add(self, data: st.DataObject, max_tokens: int, salt: str | None) -> None:
+    @rule(
+        data=st.data(),
+        max_tokens=st.integers(1, 20),
+        salt=st.sampled_from(["", "", "", "other", None]),
+        group=st.integers(0, 2),
+        priority=st.sampled_from([0, 0, 0, -1, 3]),
+        first_score=st.sampled_from([None, None, 1, 5]),
+    )
+    def add(
+        self,
+        data: st.DataObject,
+        max_tokens: int,
+        salt: str | None,
+        group: int,
+        priority: int,
+        first_score: int | None,
+    ) -> None:
         earlier = data.draw(st.sampled_from([*self.prompts, *(held.tokens for held in self.slots)]))
         begin = earlier[: data.draw(st.integers(0, self.context - 2))]
         end = data.draw(
@@ -87,7 +124,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         prompt = begin + end
         self.prompts.append(prompt)
-        added = request(len(self.prompts), prompt, max_tokens, seed=len(self.prompts), salt=salt)
+        added = request(
+            len(self.prompts),
+            prompt,
+            max_tokens,
+            seed=len(self.prompts),
+            salt=salt,
+            group=group,
+            priority=priority,
+            first_score=first_score,
+            arrived_s=float(len(self.prompts)),
+        )
         self.scheduler.add(added)
         self.waiting.append(Expected(added, prompt))
 
@@ -96,7 +143,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     def abort(self, data: st.DataObject) -> None:
         request_id = data.draw(st.integers(2, len(self.prompts) + 1))
         self.scheduler.abort(request_id)
-        self.waiting = [e for e in self.waiting if e.request.request_id != request_id]
+        leaving = [e for e in self.waiting if e.request.request_id == request_id]
+        self.waiting = [e for e in self.waiting if e not in leaving]
+        self.forget_groups(leaving)
         for expected in [e for e in self.running if e.request.request_id == request_id]:
             self.free(expected)
 
@@ -107,7 +156,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         result = self.runner.run(plan)
         events = self.scheduler.commit(plan, result)
-        assert events == self.expect_commit(plan, result.tokens)
+        assert events == self.expect_commit(plan, result)
 
     @rule(far=st.booleans())
     def failed_step(self, far: bool) -> None:
@@ -126,6 +175,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.fail(plan) == [FailedEvent(e.request.request_id) for e in failed]
         for expected in failed:
             self.running.remove(expected)
+        self.forget_groups(failed)
         for expected in self.running:
             if expected.slot in targets:
                 expected.computed = expected.found = 0
@@ -190,9 +240,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         return plan
 
     def expect_admission(self) -> None:
-        """First come, first served, into slots that were free."""
+        """By priority and time of arrival, into slots that were free."""
         while self.waiting and len(self.running) < self.num_slots:
-            admitted = self.waiting.pop(0)
+            admitted = min(self.waiting, key=lambda each: each.key)
+            self.waiting.remove(admitted)
             assert admitted.request.slot not in {None, *(e.slot for e in self.running)}
             admitted.slot = admitted.request.slot or 0
             self.running.append(admitted)
@@ -220,7 +271,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         source = self.slots[copy.source]
         assert owner.salt is not None
         assert owner.salt == source.salt
-        assert owner.computed == owner.found < copy.num_tokens < len(owner.prompt)
+        assert owner.computed == owner.found < copy.num_tokens < len(owner.findable)
         assert source.tokens[: copy.num_tokens] == owner.prompt[: copy.num_tokens]
         self.slots[copy.target] = Held(owner.prompt[: copy.num_tokens], owner.salt)
         owner.num_copies += 1
@@ -239,7 +290,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert found == 0
         elif expected not in old:
             stayed = before if self.running == [*old, expected] else [before[e.slot] for e in old]
-            same = [_common(h.tokens, expected.prompt) for h in stayed if h.salt == expected.salt]
+            same = [_common(h.tokens, expected.findable) for h in stayed if h.salt == expected.salt]
             assert found >= max(same, default=0)
 
     def expect_density(self, plan: StepPlan, moved: bool) -> None:
@@ -257,20 +308,30 @@ class SchedulerMachine(RuleBasedStateMachine):
         decoding = [e for e in self.running if e.output]
         prefilling = [e for e in self.running if not e.output]
         samples = [self.expect_sample(e, row) for row, e in enumerate(decoding)]
-        chunk = None
+        chunk, scores = None, []
         if prefilling:
             first = prefilling[0]
             end = min(first.computed + self.chunk, len(first.prompt))
             chunk = PrefillChunk(first.slot, first.computed, first.prompt[first.computed : end])
+            if first.request.first_score is not None:
+                at = max(first.request.first_score, first.computed + 1)
+                scores = [
+                    Score(
+                        first.request.request_id,
+                        len(decoding) + token - 1 - first.computed,
+                        first.prompt[token],
+                    )
+                    for token in range(at, min(end + 1, len(first.prompt)))
+                ]
             if end == len(first.prompt):
                 samples.append(self.expect_sample(first, len(decoding) + end - first.computed - 1))
         rows = tuple(DecodeRow(e.slot, e.output[-1], len(e.prompt + e.output) - 1) for e in decoding)
-        return StepPlan(rows, (chunk,) if chunk else (), tuple(samples), copies)
+        return StepPlan(rows, (chunk,) if chunk else (), tuple(samples), copies, scores=tuple(scores))
 
     def expect_sample(self, expected: Expected, row: int) -> Sample:
         return Sample(expected.request.request_id, row, len(expected.output), expected.params)
 
-    def expect_commit(self, plan: StepPlan, tokens: Sequence[int]) -> list[TokenEvent]:
+    def expect_commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
         """Every planned token is in the cache; every sampled request has one token more, and may end."""
         computed = {row.slot: 1 for row in plan.decode}
         if plan.chunk:
@@ -279,23 +340,39 @@ class SchedulerMachine(RuleBasedStateMachine):
             expected.computed += computed.get(expected.slot, 0)
             self.slots[expected.slot].tokens = expected.cached
         events = []
-        for sample, token in zip(plan.samples, tokens, strict=True):
+        for sample, token in zip(plan.samples, result.tokens, strict=True):
             [expected] = [e for e in self.running if e.request.request_id == sample.request_id]
             expected.output.append(token)
             output, reason = self.runner.expected(expected.prompt, expected.params, self.context, {EOS})
             assert expected.output == output[: len(expected.output)]
-            found = expected.found if len(expected.output) == 1 else 0
-            ended = expected.output == output
-            events.append(TokenEvent(sample.request_id, token, reason if ended else None, found))
+            is_first, ended = len(expected.output) == 1, expected.output == output
+            found, scores = (expected.found, self.expect_scores(expected)) if is_first else (0, ())
+            event = TokenEvent(sample.request_id, token, reason if ended else None, found)
+            events.append(event._replace(prompt_scores=scores))
             if ended:
                 self.free(expected)
         return events
+
+    def expect_scores(self, expected: Expected) -> tuple[TokenScore, ...]:
+        first, prompt = expected.request.first_score, expected.prompt
+        if first is None:
+            return ()
+        return tuple(scored(prompt[:at], prompt[at]) for at in range(first, len(prompt)))
 
     def free(self, expected: Expected) -> None:
         """A slot keeps what others may use."""
         self.running.remove(expected)
         if expected.salt is None:
             self.slots[expected.slot] = Held()
+        self.forget_groups([expected])
+
+    def forget_groups(self, gone: list[Expected]) -> None:
+        """Nothing stays of a group without the cache of which nobody is left."""
+        for left in (e for e in gone if e.params.cache_disabled and e.request.group):
+            if not any(e.salt == left.salt for e in self.running + self.waiting):
+                for slot, held in enumerate(self.slots):
+                    if held.salt == left.salt and slot not in {e.slot for e in self.running}:
+                        self.slots[slot] = Held()
 
 
 SchedulerMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)

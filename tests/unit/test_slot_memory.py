@@ -11,7 +11,7 @@ from llm_grpc.engine.request import FailedEvent, Request, TokenEvent
 from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.engine.step_budget import StepBudget
 from llm_grpc.engine.step_plan import SlotRelease, StepPlan, StepResult
-from tests.unit.scheduling import EOS, finish, request, slot_scheduler, slot_table, step
+from tests.unit.scheduling import EOS, finish, request, slot_scheduler, slot_table, step, tokens_of
 from tests.unit.scripted_runner import ScriptedRunner
 
 TOKENS = 6
@@ -90,7 +90,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def steps(self, times: int) -> None:
         for _ in range(times):
             if plan := self.plan():
-                self.take(self.scheduler.commit(plan, self.runner.run(plan)))
+                self.take(tokens_of(self.scheduler.commit(plan, self.runner.run(plan))))
 
     @rule(far=st.booleans())
     def failed_step(self, far: bool) -> None:

@@ -17,7 +17,7 @@ from llm_grpc.engine.warm_up import warm_up
 from llm_grpc.manifest import load_manifest
 from llm_grpc.runtime.slot_runner import SlotRunner
 from llm_grpc.sampling_params import SamplingParams
-from tests.unit.scheduling import request, slot_scheduler, slot_table
+from tests.unit.scheduling import request, slot_scheduler, slot_table, tokens_of
 
 TOLERANCE = 1e-5
 """Of the largest logit. fp32 sums in another order, in each of five layers."""
@@ -160,7 +160,7 @@ class Server:
     def steps(self, count: int = 10_000) -> None:
         while count and (plan := self.scheduler.schedule()):
             self.num_releases += len(plan.releases)
-            for event in self.scheduler.commit(plan, self.runner.run(plan)):
+            for event in tokens_of(self.scheduler.commit(plan, self.runner.run(plan))):
                 self.said[event.request_id].append(event.token_id)
                 self.found[event.request_id] += event.cached_tokens
             self.scheduler.check_integrity()
