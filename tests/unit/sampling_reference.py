@@ -6,6 +6,7 @@ import array
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from llm_grpc.engine.step_plan import Sample
 
@@ -114,8 +115,8 @@ def _typical(
     distance = {token: abs(math.log(total) - math.log(weights[token]) - entropy) for token in weights}
     order = sorted(weights, key=lambda token: (distance[token], token))
     kept = _until(order, weights, share, found)
-    for first, second in zip(order, order[1:], strict=False):
-        border = {len(kept) - 2, len(kept) - 1}
-        if exponents[first] != exponents[second] and order.index(first) in border:
+    near_border = order[max(len(kept) - 2, 0) : len(kept) + 1]
+    for first, second in pairwise(near_border):
+        if exponents[first] != exponents[second]:
             found.is_less(distance[first], distance[second])
     return kept

@@ -136,7 +136,7 @@ def test_bits_of_a_mask_behind_the_vocabulary_count_for_nothing() -> None:
         ((1, 2), (2, 7), (2,), (1,), (2,)),
     ],
 )
-def test_rules_that_leave_no_token_are_passed_over(  # noqa: PLR0913 - each a rule
+def test_rules_that_leave_no_token_are_passed_over(
     temperature: float,
     mask: tuple[int, ...],
     allowed: tuple[int, ...],
