@@ -169,6 +169,9 @@ class PagedRunner:
             raise ValueError(
                 f"this is a bug: a step of {plan.num_tokens} tokens, and the limit is {self._max_step_tokens}"
             )
+        rows, most = len(plan.logit_rows), bucket_of(self._max_step_tokens)
+        if rows > most:
+            raise ValueError(f"this is a bug: a step of {rows} rows of logits, and the limit is {most}")
         if len(plan.decode) + len(plan.chunks) > self._max_running:
             raise ValueError(f"this is a bug: more sequences in a step than slots, {self._max_running}")
 

@@ -228,6 +228,7 @@ KINDS = [
     SamplingParams(1, temperature=1.1, seed=2, top_p=0.9, repetition_penalty=1.7),
     SamplingParams(1, temperature=1.0, seed=3, min_p=0.3, logit_bias=((3, 2.0),)),
     SamplingParams(1, temperature=1.0, seed=4, typical_p=0.5),
+    SamplingParams(1, temperature=1.0, seed=6, min_p=0.9),
     SamplingParams(1, temperature=0.7, seed=5, top_k=5),
     SamplingParams(1, allowed_token_ids=(4, 5, 6), num_logprobs=0),
 ]
@@ -252,7 +253,7 @@ def test_what_is_chosen_and_told_is_what_the_logits_say(
     rows = tuple(DecodeRow(slot, 5, 10) for slot in (2, 0, 3, 1))
     chunks = (PrefillChunk(4, 0, ids(4, 30)),) if has_chunk else ()
     paged.step(rows, chunks)
-    places = [3, 1, 0, 2, 3, 3, 1]
+    places = [3, 1, 0, 2, 3, 3, 1, 1]
     samples = asked(KINDS, [place + 30 if has_chunk and place == 3 else place for place in places])
     scores = (Score(7, 1, 9, 2), Score(7, 0, 8), Score(7, 3, 0), Score(7, 1, 9))
     for plan in (
@@ -270,7 +271,7 @@ def test_a_mask_holds_a_row_of_a_step_and_no_other(paged: Paged) -> None:
     paged.step(chunks=[PrefillChunk(slot, 0, ids(slot, 10)) for slot in range(3)])
     rows = tuple(DecodeRow(slot, 1, 10) for slot in range(3))
     vocabulary = paged.runner.logits(StepPlan(rows, (), asked(KINDS[:1], [0]))).shape[1]
-    plain = asked([KINDS[0], KINDS[0], KINDS[5]], [0, 1, 2])
+    plain = asked([KINDS[0], KINDS[0], KINDS[6]], [0, 1, 2])
     free = paged.runner.run(StepPlan(rows, (), plain)).tokens
     mask = FixedMask(vocabulary, {7, 256})
     held = (plain[0], replace(plain[1], mask=mask), replace(plain[2], banned=(free[2],)))
@@ -291,7 +292,7 @@ def test_rows_that_the_host_looks_at_come_back_and_no_others(paged: Paged) -> No
         paged.runner.run(plan)
         return paged.runner.traffic.from_device - before
 
-    told = asked([KINDS[0], KINDS[1], KINDS[5]], [0, 1, 2])
+    told = asked([KINDS[0], KINDS[1], KINDS[6]], [0, 1, 2])
     assert num_read(StepPlan(rows, (), told)) == 3 * 8 + 3 * (8 + 1) + row_bytes
     assert num_read(StepPlan(rows, (), told[1:2])) == row_bytes
     assert num_read(StepPlan(rows, (), (), scores=(Score(1, 2, 3), Score(1, 0, 3)))) == 2 * row_bytes
@@ -341,6 +342,10 @@ CHUNK = PrefillChunk(0, 0, (1, 2, 3))
         (StepPlan((), (CHUNK,), (), block_copies=(BlockCopy(0, 48),)), "names a block outside 48"),
         (StepPlan((DecodeRow(0, 1, CONTEXT),), (), ()), "position 128 is outside the table"),
         (StepPlan(tuple(DecodeRow(slot, 1, 0) for slot in range(7)), (), ()), "more sequences"),
+        (
+            StepPlan((), (CHUNK,), asked(KINDS[:1] * 385, [2] * 385)),
+            "385 rows of logits, and the limit is 384",
+        ),
     ],
 )
 def test_a_plan_that_no_scheduler_makes_is_refused(paged: Paged, plan: StepPlan, says: str) -> None:
