@@ -9,7 +9,7 @@ import numpy as np
 
 from llm_grpc import graph_names as names
 from llm_grpc.devices import Device
-from llm_grpc.engine.step_plan import Sample, StepPlan, StepResult, TokenScore
+from llm_grpc.engine.step_plan import Sample, StepPlan, StepResult
 from llm_grpc.runtime.adjustment import changes_logits
 from llm_grpc.runtime.device_memory import ELEMENT_TYPES, DeviceArray, SessionBinding, Traffic
 from llm_grpc.runtime.paged_bindings import RowOutputs
@@ -47,19 +47,16 @@ class DeviceSampler:
         Raises:
             ValueError: a mask has no token.
         """
-        num_samples = len(plan.samples)
-        tokens, logprobs = [0] * num_samples, dict[int, TokenScore]()
         here, on_host = _divided(rows, plan.samples)
-        for place, token in self._chosen(outputs, rows, {place: plan.samples[place] for place in here}):
-            tokens[place] = token
-        if on_host:
-            samples = [plan.samples[place] for place in on_host]
-            found = samples_result(samples, outputs.logits.read([rows[place] for place in on_host]))
-            for place, token in zip(on_host, found.tokens, strict=True):
-                tokens[place] = token
-            logprobs = {on_host[at]: score for at, score in found.logprobs.items()}
-        scored = scores(outputs.logits.read(rows[num_samples:]), plan.scores) if plan.scores else ()
-        return StepResult(tokens, logprobs, scored)
+        tokens = dict(self._chosen(outputs, rows, {place: plan.samples[place] for place in here}))
+        logits = outputs.logits.read([rows[place] for place in on_host])
+        found = samples_result([plan.samples[place] for place in on_host], logits)
+        tokens.update(zip(on_host, found.tokens, strict=True))
+        return StepResult(
+            [tokens[place] for place in range(len(plan.samples))],
+            {on_host[at]: score for at, score in found.logprobs.items()},
+            scores(outputs.logits.read(rows[len(plan.samples) :]), plan.scores),
+        )
 
     def draw(self, outputs: RowOutputs, rows: Sequence[int], samples: Sequence[Sample]) -> list[int]:
         """A token for each of ``samples``, whose logits are those of ``rows``, no two of them the same."""
