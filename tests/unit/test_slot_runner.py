@@ -168,6 +168,28 @@ def test_samples_and_scores_are_of_their_rows(num_micro_batches: int) -> None:
             assert [token for token, _ in one.top] == [token for token, _ in other.top]
 
 
+def test_what_is_told_of_generated_tokens_is_the_score_of_the_same_text() -> None:
+    """Drawn one by one, and then as a prompt whose tokens are scored in one step."""
+    runner, prompt = make_runner(), PROMPTS[0]
+    params = SamplingParams(1, temperature=1.5, seed=11, repetition_penalty=1.3, num_logprobs=4)
+    said, told = list[int](), []
+    plan = StepPlan((), (PrefillChunk(0, 0, prompt),), (Sample(0, len(prompt) - 1, 0, params, prompt),))
+    while len(said) < 20:
+        found = runner.run(plan)
+        said.append(found.tokens[0])
+        told.append(found.logprobs[0])
+        row = DecodeRow(0, said[-1], len(prompt) + len(said) - 1)
+        plan = StepPlan((row,), (), (Sample(0, 0, len(said), params, prompt, tuple(said)),))
+    text = [*prompt, *said]
+    rows = range(len(prompt) - 1, len(text) - 1)
+    scores = tuple(Score(0, row, text[row + 1], 4) for row in rows)
+    found = runner.run(StepPlan((), (PrefillChunk(1, 0, text),), (), scores=scores))
+    assert len(set(said)) > 10, "not one token again and again"
+    for score, one in zip(found.scores, told, strict=True):
+        assert score.logprob == pytest.approx(one.logprob, abs=1e-4)
+        assert [p for _, p in score.top] == pytest.approx([p for _, p in one.top], abs=1e-4)
+
+
 def num_packed(runner: SlotRunner) -> int:
     """Tokens of the last run."""
     return runner._bindings[0]._buffers["input_ids"].size
