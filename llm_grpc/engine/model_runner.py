@@ -11,5 +11,5 @@ class ModelRunner(Protocol):
     """Computes steps. Called from the engine's thread alone."""
 
     def run(self, plan: StepPlan) -> StepResult:
-        """Compute the plan; a token id for each of ``plan.samples``, in their order."""
+        """Compute the plan: a token for each of ``plan.samples`` and a score for each of ``plan.scores``."""
         ...

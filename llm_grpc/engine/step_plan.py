@@ -13,7 +13,8 @@ LONG_CONTEXT = 512
 """Tokens of a sequence beyond which lowering ``paged`` computes decode steps by another kernel."""
 
 MAX_SCORED_ROWS = 64
-"""Scores of one step: each takes a row of logits, as wide as the vocabulary."""
+"""Scores of one step at most. Each is a row of logits beside those of samples, and runners have memory for
+so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,11 @@ class Sample:
 
     ``index`` counts the request's generated tokens from 0; with the seed it fixes the random draw. Where
     ``params`` have penalties, ``prompt_ids`` and ``output_ids`` are the tokens before. ``mask`` says which
-    tokens may come; None where all may. ``banned`` may not, besides those that ``params`` ban.
+    tokens may come; None where all may. Those of ``banned`` may not, beside the ones that ``params`` ban:
+    they would end the text too early.
+
+    They apply in this order: ``mask``, ``params.allowed_token_ids``, ``params.banned_token_ids``, ``banned``.
+    One that would leave no token is passed over.
     """
 
     request_id: int
@@ -123,6 +128,8 @@ class StepPlan:
     then the rest is computed. Slots and blocks hold what may be used later, also those that a plan does not
     name: nothing is written but what the plan says. Lowering ``slots`` takes at most one chunk, and neither
     grants nor copies of blocks; lowering ``paged`` takes those, and no copies or releases of slots.
+
+    Several samples and scores may be of one row. There are at most ``MAX_SCORED_ROWS`` scores.
     """
 
     decode: tuple[DecodeRow, ...]
@@ -140,6 +147,11 @@ class StepPlan:
         if len(self.chunks) > 1:
             raise ValueError(f"this is a bug: {len(self.chunks)} chunks, and this lowering takes one")
         return self.chunks[0] if self.chunks else None
+
+    @property
+    def logit_rows(self) -> tuple[int, ...]:
+        """The packed token of which logits are asked, for each of the samples and then of the scores."""
+        return (*(sample.row for sample in self.samples), *(score.row for score in self.scores))
 
     @property
     def slots(self) -> set[int]:

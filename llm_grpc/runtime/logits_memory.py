@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from llm_grpc.devices import Device
 from llm_grpc.engine.step_budget import TILE
+from llm_grpc.engine.step_plan import MAX_SCORED_ROWS
 from llm_grpc.runtime.device_memory import ELEMENT_TYPES, DeviceArray, SessionBinding, Traffic
 from llm_grpc.runtime.paged_step import bucket_of
 from llm_grpc.runtime.session import open_session
@@ -19,8 +20,8 @@ _GRAPH = Path(__file__).with_name("row.onnx")
 
 
 def most_rows(max_running: int) -> int:
-    """Rows of logits that a scheduler's steps have at most: of all that run, or of one's guesses."""
-    return bucket_of(max(max_running, TILE))
+    """Rows of logits of a scheduler's steps at most: of all that run or of one's guesses, and of scores."""
+    return bucket_of(max(max_running, TILE) + MAX_SCORED_ROWS)
 
 
 class LogitsMemory:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_grpc.devices import CPU, Device
-from llm_grpc.engine.micro_batches import MicroBatch, divide
+from llm_grpc.engine.micro_batches import MicroBatch, divide, joined
 from llm_grpc.engine.step_plan import StepPlan, StepResult
 from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import Manifest
@@ -28,13 +28,13 @@ from llm_grpc.runtime.staged_session import open_stages
 
 @dataclass(frozen=True)
 class _Part:
-    """A micro-batch that is bound: where its samples' logits come, and which of the plan's they are."""
+    """A micro-batch that is bound, and where its logits come."""
 
+    batch: MicroBatch
     step: PagedStep
     outputs: RowOutputs
     binding: StagedStep
     graph: int | None
-    samples: tuple[int, ...]
 
 
 class PagedRunner:
@@ -43,7 +43,7 @@ class PagedRunner:
     Steps without chunks are filled up to one of a few sizes (``bucket_of``), each with inputs of its own at
     addresses that stay, and on a GPU each is recorded once and replayed if the manifest says that it can be.
     Other steps share one memory for inputs, and all steps one for logits. Tokens are chosen on the device:
-    their ids come back, and logits only of rows where the device cannot tell what the host would draw.
+    their ids come back, and logits only of rows where the device cannot tell what the host would draw or say.
 
     The stages of a model run on ``devices``, one each or all on one. Where those differ, a step is divided
     into ``num_micro_batches``, by itself as many as devices, so that each has one to compute.
@@ -107,42 +107,25 @@ class PagedRunner:
         return len(self._graphs)
 
     def run(self, plan: StepPlan) -> StepResult:
-        """Compute the plan; one token id for each of its samples.
+        """Compute the plan.
 
         Raises:
-            ValueError: the plan is one that no scheduler may make.
+            ValueError: the plan is one that no scheduler may make, or a mask has no token.
         """
-        tokens = [0] * len(plan.samples)
-        for part in self._compute(plan):
-            for place, token in zip(part.samples, self._choose(part, plan), strict=True):
-                tokens[place] = token
-        return StepResult(tokens)
+        parts = self._compute(plan)
+        results = [self.sampler.result(part.outputs, part.step.rows, part.batch.plan) for part in parts]
+        return joined(plan, [part.batch for part in parts], results)
 
     def logits(self, plan: StepPlan) -> NDArray[np.float32]:
-        """Compute the plan and return the logits ``[samples, vocabulary]``.
+        """Compute the plan and return the logits ``[len(plan.logit_rows), vocabulary]``.
 
         Raises:
             ValueError: the plan is one that no scheduler may make.
         """
-        found = np.empty((len(plan.samples), self._vocabulary), np.float32)
+        found = np.empty((len(plan.logit_rows), self._vocabulary), np.float32)
         for part in self._compute(plan):
-            found[list(part.samples)] = part.outputs.logits.read(part.step.rows)
+            found[part.batch.places_in(plan)] = part.outputs.logits.read(part.step.rows)
         return found
-
-    def _choose(self, part: _Part, plan: StepPlan) -> list[int]:
-        """The tokens of a part's samples, once it is computed."""
-        if not part.samples:
-            return []
-        greedy = part.outputs.greedy.read()
-        tokens = [int(greedy[row]) for row in part.step.rows]
-        samples = [plan.samples[place] for place in part.samples]
-        drawn = [place for place, sample in enumerate(samples) if sample.params.temperature != 0]
-        if drawn:
-            rows = [part.step.rows[place] for place in drawn]
-            chosen = self.sampler.draw(part.outputs, rows, [samples[place] for place in drawn])
-            for place, token in zip(drawn, chosen, strict=True):
-                tokens[place] = token
-        return tokens
 
     def _compute(self, plan: StepPlan) -> list[_Part]:
         self._check(plan)
@@ -164,7 +147,7 @@ class PagedRunner:
             step = self._tables.decode_step(batch.plan, self._context_tokens)
         outputs, binding = self._outputs_of(number, step.num_rows), self._binding_of(number, step)
         binding.put(step.arrays, outputs)
-        return _Part(step, outputs, binding, self._graph_of(number, step), batch.samples)
+        return _Part(batch, step, outputs, binding, self._graph_of(number, step))
 
     def _run(self, parts: Sequence[_Part], records: bool) -> None:
         """Compute the parts; while a GPU ``records`` one, nothing else runs on any.
@@ -186,6 +169,9 @@ class PagedRunner:
             raise ValueError(
                 f"this is a bug: a step of {plan.num_tokens} tokens, and the limit is {self._max_step_tokens}"
             )
+        rows, most = len(plan.logit_rows), bucket_of(self._max_step_tokens)
+        if rows > most:
+            raise ValueError(f"this is a bug: a step of {rows} rows of logits, and the limit is {most}")
         if len(plan.decode) + len(plan.chunks) > self._max_running:
             raise ValueError(f"this is a bug: more sequences in a step than slots, {self._max_running}")
 

@@ -29,7 +29,7 @@ class PagedStep:
     decodes: bool
     is_long: bool
     rows: tuple[int, ...]
-    """Where the logits of the plan's samples are."""
+    """Where the logits of the plan's samples are, and then of its scores."""
 
     @property
     def num_rows(self) -> int:
@@ -88,7 +88,7 @@ class BlockTables:
             names.SLOT_MAPPING: self._mapping(table, np.arange(count), positions, len(rows)),
             names.ATTENTION_BOUNDS: _bounds(1, context_tokens, LONG_CONTEXT + 1 if is_long else 0),
         }
-        return PagedStep(arrays, True, is_long, tuple(sample.row for sample in plan.samples))
+        return PagedStep(arrays, True, is_long, plan.logit_rows)
 
     def mixed_step(self, plan: StepPlan) -> PagedStep:
         """The step of a plan with chunks; the rows of logits are filled up with the first token's."""
@@ -98,7 +98,7 @@ class BlockTables:
         positions = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)])
         table = self._table[[part.slot for part in parts]]
         sequences = np.repeat(np.arange(len(parts)), lengths)
-        wanted = [sample.row for sample in plan.samples]
+        wanted = plan.logit_rows
         longest = max(start + length for start, length in zip(starts, lengths, strict=True))
         arrays: Arrays = {
             names.INPUT_IDS: np.concatenate([np.asarray(part.tokens, np.int64) for part in parts])[None],

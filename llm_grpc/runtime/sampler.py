@@ -8,69 +8,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_grpc.engine.step_plan import Sample
+from llm_grpc.runtime.adjustment import Logits, adjusted
+from llm_grpc.runtime.truncation import (
+    Weights,
+    cut_below_share,
+    cut_to_likeliest,
+    cut_to_nucleus,
+    cut_to_typical,
+)
 from llm_grpc.sampling_params import SamplingParams
 
-Logits = NDArray[np.float32]
-Weights = NDArray[np.float64]
 
-
-def sample_tokens(logits: Logits, samples: Sequence[Sample]) -> list[int]:
+def sample_tokens(logits: NDArray[np.float32], samples: Sequence[Sample]) -> list[int]:
     """Choose one token for each row of ``logits`` ``[len(samples), vocabulary]``.
 
-    A row's choice depends on that row, its parameters and its index alone, so that it is the same alone and
-    in a batch.
+    A row's choice depends on that row and its sample alone, so that it is the same alone and in a batch.
+
+    Raises:
+        ValueError: a mask has no token.
     """
-    greedy = logits.argmax(axis=-1)
-    return [
-        int(greedy[row]) if sample.params.temperature == 0 else _draw(logits[row], sample)
-        for row, sample in enumerate(samples)
-    ]
+    return [_choose(row, sample) for row, sample in zip(logits, samples, strict=True)]
 
 
-def probabilities(logits: Logits, params: SamplingParams) -> Weights:
-    """The distribution ``[vocabulary]`` that a token is drawn from: temperature, then top_k, then top_p."""
-    weights = _weights(logits, params)
+def probabilities(logits: Logits, sample: Sample) -> Weights:
+    """The distribution ``[vocabulary]`` that a token is drawn from; the temperature is not 0.
+
+    Masks, bans, bias and penalties change the logits, the temperature divides them, and then top_k, top_p,
+    min_p and typical_p, in this order, each leave out tokens of what is left.
+    """
+    weights = _weights(adjusted(logits, sample), sample.params)
     weights /= weights.sum()
     return weights
 
 
+def _choose(logits: Logits, sample: Sample) -> int:
+    row = adjusted(logits, sample)
+    if sample.params.temperature == 0:
+        return int(row.argmax())
+    return _drawn(_weights(row, sample.params), uniform(sample))
+
+
 def _weights(logits: Logits, params: SamplingParams) -> Weights:
-    """Numbers ``[vocabulary]`` in the ratio of the probabilities, the largest of them 1."""
+    """Numbers ``[vocabulary]`` in the ratio of the probabilities."""
     weights = logits.astype(np.float64)
     weights -= weights.max()
     weights /= params.temperature
     np.exp(weights, out=weights)
-    if 0 < params.top_k < logits.size:
-        weights[logits < np.partition(logits, -params.top_k)[-params.top_k]] = 0
-    if params.top_p < 1:
-        _cut_to_nucleus(weights, params.top_p)
+    cut_to_likeliest(weights, logits, params.top_k)
+    cut_to_nucleus(weights, params.top_p)
+    cut_below_share(weights, params.min_p)
+    cut_to_typical(weights, params.typical_p)
     return weights
-
-
-_CANDIDATES = 1024
-"""Largest weights that are sorted first. Most nuclei are among them, and all of a vocabulary takes ten times
-as long to sort."""
-
-
-def _cut_to_nucleus(weights: Weights, top_p: float) -> None:
-    """Set to 0 what is outside the fewest largest weights of which ``top_p`` is; of equal ones ids decide."""
-    wanted = top_p * weights.sum()
-    ranked = _ranked(weights, _CANDIDATES)
-    if ranked.sum() < wanted:
-        ranked = _ranked(weights, weights.size)
-    mass = np.cumsum(ranked)
-    num_kept = int(np.count_nonzero(mass - ranked < wanted))
-    least = ranked[num_kept - 1]
-    equal = np.flatnonzero(weights == least)
-    weights[weights < least] = 0
-    weights[equal[np.count_nonzero(ranked[:num_kept] == least) :]] = 0
-
-
-def _ranked(weights: Weights, count: int) -> Weights:
-    """The ``count`` largest, largest first."""
-    if count < weights.size:
-        weights = np.partition(weights, -count)[-count:]
-    return np.sort(weights)[::-1]
 
 
 _BLOCK = 512
@@ -78,11 +66,10 @@ _BLOCK = 512
 exponentials."""
 
 
-def _draw(logits: Logits, sample: Sample) -> int:
+def _drawn(weights: Weights, share: float) -> int:
     """Invert the cumulative distribution in id order, where a rounding error moves its borders least."""
-    weights = _weights(logits, sample.params)
     cumulative = np.cumsum(np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK)))
-    wanted = uniform(sample) * cumulative[-1]
+    wanted = share * cumulative[-1]
     block = _first_above(cumulative, wanted)
     start = block * _BLOCK
     before = cumulative[block - 1] if block else 0.0

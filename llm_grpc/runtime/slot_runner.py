@@ -18,10 +18,10 @@ from llm_grpc.runtime.bindings import StepBindings
 from llm_grpc.runtime.first_tokens import FirstTokens
 from llm_grpc.runtime.interface import check_interface
 from llm_grpc.runtime.pipeline import Pipeline, run_in_turn
-from llm_grpc.runtime.sampler import sample_tokens
 from llm_grpc.runtime.session import is_for_gpu
 from llm_grpc.runtime.slot_pool import SlotPool
 from llm_grpc.runtime.staged_session import open_stages
+from llm_grpc.runtime.token_scores import step_result
 
 
 class SlotRunner:
@@ -75,11 +75,15 @@ class SlotRunner:
         return sum(bindings.num_binds for bindings in self._bindings)
 
     def run(self, plan: StepPlan) -> StepResult:
-        """Compute the plan; one token id for each of its samples."""
-        return StepResult(sample_tokens(self.logits(plan), plan.samples))
+        """Compute the plan.
+
+        Raises:
+            ValueError: a mask has no token.
+        """
+        return step_result(plan, self.logits(plan))
 
     def logits(self, plan: StepPlan) -> NDArray[np.float32]:
-        """Compute the plan and return the logits ``[samples, vocabulary]``, valid until the next run."""
+        """Compute the plan; its logits ``[len(plan.logit_rows), vocabulary]``, valid until the next run."""
         for release in plan.releases:
             self._pool.release(release.slot, release.num_kept)
         for copy in plan.copies:
@@ -90,9 +94,9 @@ class SlotRunner:
         self._run(len(parts))
         if len(parts) == 1:
             return found[0]
-        logits = np.empty((len(plan.samples), self._vocabulary), np.float32)
+        logits = np.empty((len(plan.logit_rows), self._vocabulary), np.float32)
         for part, rows in zip(parts, found, strict=True):
-            logits[list(part.samples)] = rows
+            logits[part.places_in(plan)] = rows
         return logits
 
     def _prepare(self, plan: StepPlan, bindings: StepBindings) -> NDArray[np.float32]:
@@ -141,8 +145,8 @@ class SlotRunner:
 
 
 def _packed_rows(plan: StepPlan, decode: list[DecodeRow]) -> list[int]:
-    """The packed row of each sample, moved by the dummies before it."""
+    """The packed rows of which logits are asked, moved by the dummies before them."""
     lowest = min((row.slot for row in plan.decode), default=0)
     moved = [row.slot - lowest for row in plan.decode]
     behind = len(decode) - len(plan.decode)
-    return [moved[s.row] if s.row < len(moved) else s.row + behind for s in plan.samples]
+    return [moved[row] if row < len(moved) else row + behind for row in plan.logit_rows]

@@ -194,7 +194,8 @@ class Sampling(_message.Message):
     out (constraint, allowed_token_ids, banned_token_ids, stopping.min_tokens), logit_bias is added, then
     come repetition_penalty, frequency_penalty and presence_penalty. Temperature 0 takes the largest. Else
     they are divided by temperature, and top_k, top_p, min_p and typical_p, in this order, each keep a part
-    of what the ones before have left; a token is drawn from the rest.
+    of what the ones before have left; a token is drawn from the rest. Of what takes tokens out, one that
+    would leave none is passed over, in the order in which they are named above.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -241,8 +242,8 @@ class Sampling(_message.Message):
     most 1. Unset means the server's default; 1 keeps all.
     """
     top_k: _builtins.int
-    """top_k keeps that many of the most likely tokens, 0 or more. Unset means the server's default;
-    0 keeps all.
+    """top_k keeps that many of the most likely tokens, and those that are as likely as the last of them:
+    0 or more. Unset means the server's default; 0 keeps all.
     """
     seed: _builtins.int
     """seed makes sampling repeatable: the same request with the same seed gives the same tokens on the

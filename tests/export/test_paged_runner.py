@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llm_grpc.engine.step_plan import (
+    MAX_SCORED_ROWS,
     BlockCopy,
     BlockGrant,
     DecodeRow,
     PrefillChunk,
     Sample,
+    Score,
     SlotCopy,
     SlotRelease,
     StepPlan,
@@ -27,10 +29,12 @@ from llm_grpc.export.verify_drive import prefill
 from llm_grpc.manifest import Manifest, load_manifest
 from llm_grpc.runtime.paged_runner import PagedRunner
 from llm_grpc.runtime.slot_runner import SlotRunner
+from llm_grpc.runtime.token_scores import step_result
 from llm_grpc.sampling_params import SamplingParams
 from tests.export.paged_models import BLOCK, CONTEXT, Paged, exported, in_fp32
 from tests.export.random_model import save_random_model
 from tests.export.threefold import ids
+from tests.unit.sampling_reference import FixedMask
 
 TOLERANCE = 1e-5
 """Of the largest logit: both compute in fp32 over the same weights, and add in another order."""
@@ -218,6 +222,97 @@ def test_of_greedy_rows_ids_come_back_and_no_logits(paged: Paged) -> None:
     assert paged.runner.sampler.num_undecided == 0
 
 
+KINDS = [
+    SamplingParams(1),
+    SamplingParams(1, temperature=0.9, seed=1, num_logprobs=2),
+    SamplingParams(1, temperature=1.1, seed=2, top_p=0.9, repetition_penalty=1.7),
+    SamplingParams(1, temperature=1.0, seed=3, min_p=0.3, logit_bias=((3, 2.0),)),
+    SamplingParams(1, temperature=1.0, seed=4, typical_p=0.5),
+    SamplingParams(1, temperature=1.0, seed=6, min_p=0.9),
+    SamplingParams(1, temperature=0.7, seed=5, top_k=5),
+    SamplingParams(1, allowed_token_ids=(4, 5, 6), num_logprobs=0),
+]
+"""What the device chooses by itself, and what it leaves to the host."""
+
+
+def asked(kinds: list[SamplingParams], rows: list[int]) -> tuple[Sample, ...]:
+    return tuple(
+        Sample(place, row, place, kind, (1, 2, 3), (4, 4))
+        for place, (kind, row) in enumerate(zip(kinds, rows, strict=True))
+    )
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 2, 3])
+@pytest.mark.parametrize("has_chunk", [False, True])
+def test_what_is_chosen_and_told_is_what_the_logits_say(
+    model: Model, num_micro_batches: int, has_chunk: bool
+) -> None:
+    """Rows that are sampled and scored, or twice, by all sorts of parameters."""
+    paged = Paged.of(*model, num_micro_batches=num_micro_batches)
+    paged.step(chunks=[PrefillChunk(slot, 0, ids(slot, 10)) for slot in range(4)])
+    rows = tuple(DecodeRow(slot, 5, 10) for slot in (2, 0, 3, 1))
+    chunks = (PrefillChunk(4, 0, ids(4, 30)),) if has_chunk else ()
+    paged.step(rows, chunks)
+    places = [3, 1, 0, 2, 3, 3, 1, 1]
+    samples = asked(KINDS, [place + 30 if has_chunk and place == 3 else place for place in places])
+    scores = (Score(7, 1, 9, 2), Score(7, 0, 8), Score(7, 3, 0), Score(7, 1, 9))
+    for plan in (
+        StepPlan(rows, chunks, samples, scores=scores),
+        StepPlan(rows, chunks, (), scores=scores),
+        StepPlan(rows, chunks, samples[:3]),
+    ):
+        found, logits = paged.runner.run(plan), paged.runner.logits(plan)
+        assert logits.shape == (len(plan.logit_rows), model[1].vocabulary_size)
+        assert found == step_result(plan, logits)
+        assert len(found.logprobs) == sum(s.params.num_logprobs is not None for s in plan.samples)
+
+
+def test_a_mask_holds_a_row_of_a_step_and_no_other(paged: Paged) -> None:
+    paged.step(chunks=[PrefillChunk(slot, 0, ids(slot, 10)) for slot in range(3)])
+    rows = tuple(DecodeRow(slot, 1, 10) for slot in range(3))
+    vocabulary = paged.runner.logits(StepPlan(rows, (), asked(KINDS[:1], [0]))).shape[1]
+    plain = asked([KINDS[0], KINDS[0], KINDS[6]], [0, 1, 2])
+    free = paged.runner.run(StepPlan(rows, (), plain)).tokens
+    mask = FixedMask(vocabulary, {7, 256})
+    held = (plain[0], replace(plain[1], mask=mask), replace(plain[2], banned=(free[2],)))
+    found = paged.runner.run(StepPlan(rows, (), held)).tokens
+    assert found[0] == free[0]
+    assert found[1] in mask.tokens
+    assert found[2] != free[2]
+    assert mask.num_waits == 1
+
+
+def test_rows_that_the_host_looks_at_come_back_and_no_others(paged: Paged) -> None:
+    paged.step(chunks=[PrefillChunk(slot, 0, ids(slot, 10)) for slot in range(3)])
+    rows = tuple(DecodeRow(slot, 1, 10) for slot in range(3))
+    row_bytes = 4 * paged.runner.logits(StepPlan(rows, (), asked(KINDS[:1], [0]))).shape[1]
+
+    def num_read(plan: StepPlan) -> int:
+        before = paged.runner.traffic.from_device
+        paged.runner.run(plan)
+        return paged.runner.traffic.from_device - before
+
+    told = asked([KINDS[0], KINDS[1], KINDS[6]], [0, 1, 2])
+    assert num_read(StepPlan(rows, (), told)) == 3 * 8 + 3 * (8 + 1) + row_bytes
+    assert num_read(StepPlan(rows, (), told[1:2])) == row_bytes
+    assert num_read(StepPlan(rows, (), (), scores=(Score(1, 2, 3), Score(1, 0, 3)))) == 2 * row_bytes
+    assert num_read(StepPlan(rows, (), asked([KINDS[0]] * 2, [1, 1]))) == 3 * 8 + row_bytes, "once more"
+
+
+def test_scores_of_a_step_have_memory_from_the_start(paged: Paged) -> None:
+    """As many as one has at most, beside a sample of every slot."""
+    paged.step(chunks=[PrefillChunk(slot, 0, ids(slot, 10)) for slot in range(5)])
+    chunk = PrefillChunk(5, 0, ids(9, 100))
+    rows = tuple(DecodeRow(slot, 1, 10) for slot in range(5))
+    scores = tuple(Score(1, 5 + at, chunk.tokens[at + 1]) for at in range(MAX_SCORED_ROWS))
+    samples = asked([KINDS[0]] * 6, [*range(5), 104])
+    grants = paged.grants(5, 100)
+    found = paged.runner.run(StepPlan(rows, (chunk,), samples, grants=grants, scores=scores))
+    assert len(found.scores) == MAX_SCORED_ROWS
+    addresses = {outputs.logits.array.address for outputs in paged.runner._outputs.values()}
+    assert len(addresses) == 1
+
+
 def test_steps_of_all_sizes_write_their_logits_to_one_memory(paged: Paged, slots: SlotRunner) -> None:
     """A small step after a large one finds its own."""
     paged.step(chunks=[PrefillChunk(slot, 0, ids(slot, 10)) for slot in range(6)])
@@ -247,6 +342,10 @@ CHUNK = PrefillChunk(0, 0, (1, 2, 3))
         (StepPlan((), (CHUNK,), (), block_copies=(BlockCopy(0, 48),)), "names a block outside 48"),
         (StepPlan((DecodeRow(0, 1, CONTEXT),), (), ()), "position 128 is outside the table"),
         (StepPlan(tuple(DecodeRow(slot, 1, 0) for slot in range(7)), (), ()), "more sequences"),
+        (
+            StepPlan((), (CHUNK,), asked(KINDS[:1] * 385, [2] * 385)),
+            "385 rows of logits, and the limit is 384",
+        ),
     ],
 )
 def test_a_plan_that_no_scheduler_makes_is_refused(paged: Paged, plan: StepPlan, says: str) -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_grpc.engine.micro_batches import MicroBatch, divide
+from llm_grpc.engine.micro_batches import MicroBatch, divide, joined
 from llm_grpc.engine.step_plan import (
     BlockCopy,
     BlockGrant,
     DecodeRow,
     PrefillChunk,
     Sample,
+    Score,
     SlotCopy,
     SlotRelease,
     StepPlan,
+    StepResult,
+    TokenScore,
 )
 from llm_grpc.sampling_params import SamplingParams
 
@@ -26,7 +29,7 @@ Token = tuple[int, int, int]
 
 @st.composite
 def plans(draw: st.DrawFn) -> StepPlan:
-    """Rows and chunks of different slots in any order, and samples of some of their tokens in any order."""
+    """Rows and chunks of different slots in any order; samples and scores of some tokens in any order."""
     slots = draw(st.lists(st.integers(0, 40), min_size=1, max_size=20, unique=True))
     num_rows = draw(st.integers(0, len(slots)))
     rows = tuple(
@@ -39,6 +42,7 @@ def plans(draw: st.DrawFn) -> StepPlan:
     plan = StepPlan(rows, chunks, ())
     chosen = draw(st.lists(st.integers(0, plan.num_tokens - 1), max_size=30))
     samples = tuple(Sample(number, row, number + 1, PARAMS) for number, row in enumerate(chosen))
+    scored = draw(st.lists(st.integers(0, plan.num_tokens - 1), max_size=30))
     return StepPlan(
         rows,
         chunks,
@@ -47,6 +51,7 @@ def plans(draw: st.DrawFn) -> StepPlan:
         (SlotRelease(4, 5),),
         (BlockGrant(0, 0, (7,)),),
         (BlockCopy(8, 9),),
+        tuple(Score(number, row, number + 2, number % 3) for number, row in enumerate(scored)),
     )
 
 
@@ -95,6 +100,38 @@ def test_samples_are_of_the_tokens_that_they_were_of(plan: StepPlan, count: int)
 
 
 @given(plans(), st.integers(1, 6))
+def test_scores_are_of_the_tokens_that_they_were_of(plan: StepPlan, count: int) -> None:
+    packed, found = tokens(plan), set()
+    for part in divide(plan, count):
+        for place, score in zip(part.scores, part.plan.scores, strict=True):
+            found.add(place)
+            assert tokens(part.plan)[score.row] == packed[plan.scores[place].row]
+            assert (score.request_id, score.token, score.num_top) == (place, place + 2, place % 3)
+    assert sorted(found) == list(range(len(plan.scores)))
+
+
+@given(plans(), st.integers(1, 6))
+def test_what_parts_find_is_joined_in_the_order_of_the_plan(plan: StepPlan, count: int) -> None:
+    """Each sample's token tells its place, and so does each score."""
+    parts = divide(plan, count)
+    rows, results = [0] * len(plan.logit_rows), []
+    for part in parts:
+        packed = tokens(part.plan)
+        places = part.places_in(plan)
+        for place, row in zip(places, part.plan.logit_rows, strict=True):
+            rows[place] = tokens(plan).index(packed[row])
+        chosen = [sample.request_id for sample in part.plan.samples]
+        odd = {at: TokenScore(-float(number)) for at, number in enumerate(chosen) if number % 2}
+        told = tuple(TokenScore(float(score.request_id)) for score in part.plan.scores)
+        results.append(StepResult(chosen, odd, told))
+    found = joined(plan, parts, results)
+    assert tuple(rows) == plan.logit_rows
+    assert list(found.tokens) == list(range(len(plan.samples)))
+    assert found.logprobs == {place: TokenScore(-float(place)) for place in range(1, len(plan.samples), 2)}
+    assert found.scores == tuple(TokenScore(float(place)) for place in range(len(plan.scores)))
+
+
+@given(plans(), st.integers(1, 6))
 def test_the_first_part_does_what_comes_before(plan: StepPlan, count: int) -> None:
     first, *others = (part.plan for part in divide(plan, count))
     assert (first.copies, first.releases) == (plan.copies, plan.releases)
@@ -133,5 +170,6 @@ def test_a_long_chunk_is_alone_and_a_short_one_has_company() -> None:
 
 
 def test_one_part_is_the_plan() -> None:
-    plan = StepPlan((DecodeRow(3, 0, 1), DecodeRow(1, 0, 1)), (), (Sample(0, 1, 0, PARAMS),))
-    assert divide(plan, 1) == [MicroBatch(plan, (0,))]
+    scores = (Score(0, 0, 1), Score(0, 1, 1))
+    plan = StepPlan((DecodeRow(3, 0, 1), DecodeRow(1, 0, 1)), (), (Sample(0, 1, 0, PARAMS),), scores=scores)
+    assert divide(plan, 1) == [MicroBatch(plan, (0,), (0, 1))]

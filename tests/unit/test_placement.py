@@ -156,7 +156,7 @@ def test_the_cache_gets_a_part_of_the_gpu_s_memory(
     monkeypatch.setattr(place, "__defaults__", (two_gpus,))
     manifest = half("paged")
     engine = EngineConfig(device="cuda:1", gpu_memory_fraction=0.5, max_running=20)
-    logits = (24 + 1) * manifest.vocabulary_size * 4
+    logits = (96 + 1) * manifest.vocabulary_size * 4  # 20 samples and 64 scores, rounded up
     assert cache_bytes(engine, manifest) == L4.free_bytes // 2 - manifest.weights_bytes - logits
     assert cache_bytes(replace(engine, kv_cache_memory=1), manifest) == 0, "there is nothing to find out"
 
@@ -168,7 +168,7 @@ def test_the_gpu_with_the_least_room_for_its_stage_counts(
     monkeypatch.setattr(cuda.require_gpu, "__defaults__", (two_gpus,))
     monkeypatch.setattr(place, "__defaults__", (two_gpus,))
     engine, manifest = EngineConfig(device=asked, gpu_memory_fraction=0.5), in_two(half("paged"))
-    logits = (16 + 1) * manifest.vocabulary_size * 4
+    logits = (96 + 1) * manifest.vocabulary_size * 4
     if asked == "cuda:0,cuda:1":
         room = (L4.free_bytes // 2 - 500_000_000 - 2 * logits) * 3 // 2  # of two micro-batches
     else:

@@ -12,10 +12,11 @@ from tokenizers import Tokenizer
 from llm_grpc.config import EMBEDDED_MODEL
 from llm_grpc.engine.request import Request
 from llm_grpc.engine.step_budget import StepBudget
-from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, SlotCopy, StepPlan
+from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, Score, SlotCopy, StepPlan
 from llm_grpc.engine.warm_up import warm_up
 from llm_grpc.manifest import load_manifest
 from llm_grpc.runtime.slot_runner import SlotRunner
+from llm_grpc.runtime.token_scores import step_result
 from llm_grpc.sampling_params import SamplingParams
 from tests.unit.scheduling import request, slot_scheduler, slot_table, tokens_of
 
@@ -36,8 +37,15 @@ def runner() -> SlotRunner:
     return make_runner()
 
 
-def make_runner(num_slots: int = 4) -> SlotRunner:
-    return SlotRunner(EMBEDDED_MODEL, load_manifest(EMBEDDED_MODEL), num_slots, CONTEXT, threads=1)
+def make_runner(num_slots: int = 4, num_micro_batches: int = 0) -> SlotRunner:
+    return SlotRunner(
+        EMBEDDED_MODEL,
+        load_manifest(EMBEDDED_MODEL),
+        num_slots,
+        CONTEXT,
+        threads=1,
+        num_micro_batches=num_micro_batches,
+    )
 
 
 def logits(
@@ -127,6 +135,59 @@ def test_a_step_computes_its_tokens_and_no_others(runner: SlotRunner) -> None:
     assert num_packed(runner) == 10, "both halves"
     logits(runner, [DecodeRow(0, 6, 10), DecodeRow(1, 7, 9)])
     assert num_packed(runner) == 2, "decode rows alone, the last of them in the chunk's half"
+
+
+@pytest.mark.parametrize("num_micro_batches", [1, 2, 3])
+def test_samples_and_scores_are_of_their_rows(num_micro_batches: int) -> None:
+    """Rows that are sampled, or scored, or both, or twice, beside rows of which nothing is asked."""
+    runner, texts = make_runner(num_micro_batches=num_micro_batches), [ids(seed, 20) for seed in range(4)]
+    for slot in (0, 2, 3):
+        logits(runner, chunk=PrefillChunk(slot, 0, texts[slot][:10]))
+    rows = tuple(DecodeRow(slot, texts[slot][10], 10) for slot in (3, 0, 2))
+    chunk = PrefillChunk(1, 0, texts[1])
+    told = SamplingParams(1, num_logprobs=3)
+    drawn = SamplingParams(1, temperature=1.0, seed=5, frequency_penalty=1.0, num_logprobs=0)
+    samples = [Sample(i, row, i, kind) for i, (row, kind) in enumerate(((22, told), (1, PARAMS), (1, drawn)))]
+    scores = tuple(Score(9, row, row + 2, row % 3) for row in (22, 0, *range(3, 22, 4), 1, 1))
+    everything = dict(enumerate(logits(runner, rows, chunk)))
+
+    for plan in (
+        StepPlan(rows, (chunk,), tuple(samples), scores=scores),
+        StepPlan(rows, (chunk,), (), scores=scores),
+        StepPlan(rows, (chunk,), tuple(samples)),
+        StepPlan(rows, (), tuple(samples[1:]), scores=(Score(9, 2, 7), Score(9, 0, 8, 2))),
+    ):
+        assert runner.logits(plan).shape == (len(plan.logit_rows), 1024)
+        found = runner.run(plan)
+        wanted = step_result(plan, np.stack([everything[row] for row in plan.logit_rows]))
+        assert (list(found.tokens), list(found.logprobs)) == (list(wanted.tokens), list(wanted.logprobs))
+        told_of = [*found.logprobs.values(), *found.scores]
+        wanted_of = [*wanted.logprobs.values(), *wanted.scores]
+        for one, other in zip(told_of, wanted_of, strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+            assert [token for token, _ in one.top] == [token for token, _ in other.top]
+
+
+def test_what_is_told_of_generated_tokens_is_the_score_of_the_same_text() -> None:
+    """Drawn one by one, and then as a prompt whose tokens are scored in one step."""
+    runner, prompt = make_runner(), PROMPTS[0]
+    params = SamplingParams(1, temperature=1.5, seed=11, repetition_penalty=1.3, num_logprobs=4)
+    said, told = list[int](), []
+    plan = StepPlan((), (PrefillChunk(0, 0, prompt),), (Sample(0, len(prompt) - 1, 0, params, prompt),))
+    while len(said) < 20:
+        found = runner.run(plan)
+        said.append(found.tokens[0])
+        told.append(found.logprobs[0])
+        row = DecodeRow(0, said[-1], len(prompt) + len(said) - 1)
+        plan = StepPlan((row,), (), (Sample(0, 0, len(said), params, prompt, tuple(said)),))
+    text = [*prompt, *said]
+    rows = range(len(prompt) - 1, len(text) - 1)
+    scores = tuple(Score(0, row, text[row + 1], 4) for row in rows)
+    found = runner.run(StepPlan((), (PrefillChunk(1, 0, text),), (), scores=scores))
+    assert len(set(said)) > 10, "not one token again and again"
+    for score, one in zip(found.scores, told, strict=True):
+        assert score.logprob == pytest.approx(one.logprob, abs=1e-4)
+        assert [p for _, p in score.top] == pytest.approx([p for _, p in one.top], abs=1e-4)
 
 
 def num_packed(runner: SlotRunner) -> int:
