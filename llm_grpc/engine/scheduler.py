@@ -10,7 +10,7 @@ from llm_grpc.engine.guessing import guessing_step, learn, num_wrong
 from llm_grpc.engine.kv_memory import KvMemory
 from llm_grpc.engine.request import FailedEvent, Request, TokenEvent, slot_of
 from llm_grpc.engine.step_budget import StepBudget
-from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, StepPlan, StepResult
+from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, StepPlan, StepResult, TokenScore
 
 
 class Scheduler:
@@ -101,8 +101,8 @@ class Scheduler:
             learn(request, chunk.num_guesses, wrong)
             chosen = chosen[: len(chosen) - wrong]
         events = (
-            self._advance(self._running[sample.request_id], token)
-            for sample, token in chosen
+            self._advance(self._running[sample.request_id], token, result.logprobs.get(place))
+            for place, (sample, token) in enumerate(chosen)
             if sample.request_id in self._running  # not after a guess that ended it
         )
         return list(events)
@@ -203,7 +203,7 @@ class Scheduler:
     def _sample(self, request: Request, row: int) -> Sample:
         return Sample(request.request_id, row, len(request.output_ids), request.params)
 
-    def _advance(self, request: Request, token: int) -> TokenEvent:
+    def _advance(self, request: Request, token: int, score: TokenScore | None) -> TokenEvent:
         request.output_ids.append(token)
         if request.lookup:
             request.lookup.extend((token,))
@@ -212,4 +212,4 @@ class Scheduler:
             self._free(request)
         found = request.num_cached if request.num_found is None else request.num_found
         is_first = len(request.output_ids) == 1
-        return TokenEvent(request.request_id, token, reason, found if is_first else 0)
+        return TokenEvent(request.request_id, token, reason, found if is_first else 0, score)
