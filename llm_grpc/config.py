@@ -28,6 +28,16 @@ MAX_TEMPERATURE = 2.0
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 256
 MAX_SALT_BYTES = 256
+MAX_PENALTY = 2.0
+"""Of presence and frequency, both ways."""
+
+MAX_REPETITION_PENALTY = 10.0
+MAX_LOGIT_BIAS = 100.0
+MAX_SEQUENCES = 16
+MAX_TOP_LOGPROBS = 20
+MAX_TOKEN_LIST = 1024
+MAX_CONSTRAINT_BYTES = 65_536
+MAX_BATCH_ITEMS = 256
 
 
 def _bytes(value: object) -> object:
@@ -71,6 +81,12 @@ class ModelConfig:
 
     top_k: Annotated[int, Field(ge=0)] = 0
     """Most likely tokens kept where a request sets none; 0 keeps all."""
+
+    presence_penalty: Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY, allow_inf_nan=False)] = 0.0
+    """Presence penalty where a request sets none; 0 changes nothing."""
+
+    frequency_penalty: Annotated[float, Field(ge=-MAX_PENALTY, le=MAX_PENALTY, allow_inf_nan=False)] = 0.0
+    """Frequency penalty where a request sets none; 0 changes nothing."""
 
     def on(self, device: str) -> ModelConfig:
         """The same, but for the embedded model where ``device`` names GPUs alone: that has one for them."""

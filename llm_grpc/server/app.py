@@ -26,7 +26,7 @@ from llm_grpc.server.kv_cache import blocks_that_fit, make_memory, slot_tokens
 from llm_grpc.server.listeners import MetricsListener, bind
 from llm_grpc.server.models import Models
 from llm_grpc.server.planes import DATA_PLANE, admin_plane, data_plane
-from llm_grpc.server.runners import MakeRunner, cache_bytes, runner_for
+from llm_grpc.server.runners import MakeRunner, cache_bytes, computed_by, runner_for
 from llm_grpc.server.served_model import ServedModel
 from llm_grpc.text.admission import Admission
 from llm_grpc.text.generator import TextGenerator
@@ -164,6 +164,8 @@ class Server:
                     self._metrics,
                     context_tokens if context_tokens < self._context_tokens else None,
                 ),
+                computed_by=computed_by(config, manifest),
+                max_held=self.admission.limit,
             )
         )
         await self._update_health()

@@ -7,16 +7,17 @@ from collections.abc import Callable, Sequence
 
 from llm_grpc.config import EngineConfig, ModelConfig
 from llm_grpc.cpus import threads_to_use
-from llm_grpc.devices import Device
+from llm_grpc.devices import Device, parse_devices
 from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.kv_budget import AUTO_SHARE
 from llm_grpc.machine import available_memory_bytes
 from llm_grpc.manifest import Manifest
-from llm_grpc.runtime.cuda import require_gpu
+from llm_grpc.runtime.cuda import CPU_PROVIDER, PROVIDER, installed_runtime, require_gpu
 from llm_grpc.runtime.logits_memory import most_rows
 from llm_grpc.runtime.paged_runner import PagedRunner
 from llm_grpc.runtime.placement import place
 from llm_grpc.runtime.slot_runner import SlotRunner
+from llm_grpc.server.served_model import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,13 @@ def runner_for(
     return SlotRunner(
         model.model, manifest, engine.max_running, context_tokens, threads.number, devices=devices
     )
+
+
+def computed_by(engine: EngineConfig, manifest: Manifest) -> Runtime:
+    """What computes a model that ``runner_for`` made a runner for."""
+    devices = parse_devices(engine.device)
+    on_gpu = any(device.kind == "cuda" for device in devices) if devices else manifest.lowering == "paged"
+    return Runtime(installed_runtime(), PROVIDER if on_gpu else CPU_PROVIDER)
 
 
 def _logits_bytes(engine: EngineConfig, manifest: Manifest) -> int:

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm_grpc.config import ModelConfig
+from llm_grpc.config import MAX_SEQUENCES, ModelConfig
 from llm_grpc.manifest import Manifest
 from llm_grpc.text.generator import TextGenerator
 
 
 @dataclass(frozen=True)
+class Runtime:
+    """What computes: name and ``version``, for instance "onnxruntime 1.31.1", and execution ``provider``."""
+
+    version: str
+    provider: str
+
+
+@dataclass(frozen=True)
 class ServedModel:
-    """What it is, what a request may ask of it, what it gets by default, and who serves it."""
+    """What it is, what a request may ask of it, what it gets by default, and who serves it.
+
+    ``max_held`` is how many sequences the server holds at once.
+    """
 
     name: str
     manifest: Manifest
@@ -21,6 +32,8 @@ class ServedModel:
     prefix_reuse: bool
     defaults: ModelConfig
     generator: TextGenerator
+    computed_by: Runtime
+    max_held: int
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -36,3 +49,8 @@ class ServedModel:
     def default_max_tokens(self) -> int:
         """What a request with max_tokens 0 gets."""
         return min(self.defaults.max_tokens, self.max_tokens)
+
+    @property
+    def max_sequences(self) -> int:
+        """Most sequences of a request: no more than the server holds at once."""
+        return min(MAX_SEQUENCES, self.max_held)
