@@ -17,7 +17,7 @@ class TokenBytes:
     def __init__(self, tokenizer: TextTokenizer, detokenizer: Detokenizer) -> None:
         self._tokenizer = tokenizer
         self._detokenizer = detokenizer
-        self._num_waiting = 0  # bytes that were told and that the detokenizer has not let out
+        self._bytes_wait = False  # some were told that the detokenizer has not let out
 
     def of(self, token_id: int) -> bytes:
         """What ``token_id`` gives if it comes next."""
@@ -27,10 +27,7 @@ class TokenBytes:
     def push(self, token_id: int) -> str:
         """Take the next token; returns the text that is complete now."""
         text = self._detokenizer.push(token_id)
-        if text:
-            self._num_waiting = 0
-        else:
-            self._num_waiting += len(self._tokenizer.token_bytes(token_id) or b"")
+        self._bytes_wait = not text and (self._bytes_wait or bool(self._tokenizer.token_bytes(token_id)))
         return text
 
     def flush(self) -> tuple[str, bytes]:
@@ -40,5 +37,4 @@ class TokenBytes:
 
     def _rest(self, text: str) -> bytes:
         """``text`` without the U+FFFD that stand for bytes which were told."""
-        broken = len(text) - len(text.lstrip(UNFINISHED))
-        return text[min(broken, self._num_waiting) :].encode()
+        return (text.lstrip(UNFINISHED) if self._bytes_wait else text).encode()
