@@ -94,11 +94,11 @@ BAD: list[tuple[Request, str, str]] = [
         "bans all 257 tokens of the vocabulary",
     ),
     *[
-        (Request(prompt="a", **{part: kind(**{name: ids})}), f"{part}.{name}{at}", problem)
-        for part, kind, name in (
-            ("sampling", Sampling, "allowed_token_ids"),
-            ("sampling", Sampling, "banned_token_ids"),
-            ("stopping", Stopping, "stop_token_ids"),
+        (make(**{name: ids}), f"{make.__name__}.{name}{at}", problem)
+        for make, name in (
+            (sampling, "allowed_token_ids"),
+            (sampling, "banned_token_ids"),
+            (stopping, "stop_token_ids"),
         )
         for ids, at, problem in (
             ([5, 257], "[1]", "is 257, and must be 0 to 256"),
@@ -305,9 +305,10 @@ def test_any_request_is_refused_or_can_be_computed(
     ignore_eos: bool,
 ) -> None:
     """Whatever is not refused is in its limits, and leaves a token that may come at every place."""
+    fields: dict[str, Any] = {**floats, **ints, **lists}
     request = Request(
         prompt="a",
-        sampling=Sampling(**floats, **ints, **lists),
+        sampling=Sampling(**fields),
         stopping=Stopping(stop_token_ids=stops, min_tokens=min_tokens, ignore_eos=ignore_eos),
     )
     try:
