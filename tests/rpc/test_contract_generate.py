@@ -89,6 +89,8 @@ def test_the_whole_prompt_is_scored_whatever_is_cached(client: Client) -> None:
         assert all(token.HasField("logprob") and token.logprob <= 0 for token in info.tokens[1:])
         assert all(len(token.top_logprobs) == 2 for token in info.tokens[1:])
         assert b"".join(token.text for token in info.tokens).decode() == PROMPT * 4
+    with client.stream(PROMPT * 4, **asked) as stream:
+        assert ids_of(next(stream).prompt_info.tokens) == ids
     assert [t.logprob for t in second.tokens] == pytest.approx([t.logprob for t in first.tokens], abs=CLOSE)
 
 
