@@ -207,3 +207,25 @@ async def test_a_slow_reader_of_several_sequences_gets_all_of_them(serve: Serve)
         parts += [message async for message in messages]
     check_stream(request, parts)
     assert all(sum(len(p.tokens) for p in parts if p.index == index) == 20 for index in range(3))
+
+
+async def test_leaving_several_sequences_frees_the_slots_of_all(serve: Serve) -> None:
+    runner = SeededRunner()
+    request = Request(
+        prompt="a",
+        max_tokens=20,
+        sampling=llm_pb2.Sampling(temperature=1, seed=3, n=3),
+        stopping=llm_pb2.Stopping(ignore_eos=True),
+    )
+    async with serve(runner, engine={"max_running": 3, "max_waiting": 0}) as (server, channel):
+        runner.gate()
+        stub = llm_pb2_grpc.LLMServiceStub(channel)
+        call = stub.StreamGenerateText(request, timeout=HANG_S)
+        await runner.at_run()
+        await runner.next_run()
+        call.cancel()
+        async with asyncio.timeout(HANG_S):
+            await server.admission.idle()
+        runner.open()
+        heir = await stub.GenerateText(request, timeout=HANG_S)
+    assert [each.usage.completion_tokens for each in heir.sequences] == [20] * 3

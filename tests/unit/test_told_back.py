@@ -58,13 +58,14 @@ class Call:
 @dataclass
 class ManyEngine:
     """Says to the sequence with a seed what ``says`` has for it, one token at a time, and then ``ends``; the
-    last token of those in ``fails`` never comes.
+    last token of those in ``fails`` never comes. It begins with seed 0 after ``late_turns`` of the loop.
     """
 
     says: dict[int, list[int]]
     ends: FinishReason = FinishReason.LENGTH
     fails: frozenset[int] = frozenset()
     begun_s: float = 0.0
+    late_turns: int = 0
     calls: list[Call] = field(default_factory=list)
 
     def new_group(self) -> int:
@@ -78,6 +79,8 @@ class ManyEngine:
         tokens = self.says[params.seed]
         scored = prompt_ids[asked["first_score"] :] if asked["first_score"] else []
         try:
+            for _ in range(0 if params.seed else self.late_turns):
+                await asyncio.sleep(0)
             for at, token in enumerate(tokens):
                 await asyncio.sleep(0)
                 is_last = at == len(tokens) - 1
@@ -255,11 +258,17 @@ def test_the_prompt_is_told_with_the_first_delta() -> None:
     assert [token.logprob for token in info.tokens[1:]] == [-token / 8 for token in ids[1:]]
 
 
-def test_the_prompt_comes_at_once_even_where_the_first_text_is_held_back() -> None:
-    engine = ManyEngine({0: encode("\u4e00"), 1: letters("cdef")})
+def test_the_prompt_comes_first_even_where_the_first_text_is_late_or_held_back() -> None:
+    engine = ManyEngine({0: encode("\u4e00"), 1: letters("cdef")}, late_turns=30)
     request = TextRequest("the", SAMPLED, num_sequences=2, options=AnswerOptions(echo=True))
     deltas = asyncio.run(read(generator_of(engine), request))
     assert deltas[0] == TextDelta("", prompt_info=PromptInfo("the"))
+
+
+def test_nobody_waits_for_the_first_sequence_where_there_is_no_prompt_to_tell() -> None:
+    engine = ManyEngine({0: letters("ab"), 1: letters("cdef")}, late_turns=30)
+    deltas = asyncio.run(read(generator_of(engine), TextRequest("the", SAMPLED, num_sequences=2)))
+    assert [delta.index for delta in deltas] == [1, 1, 1, 1, 0, 0]
 
 
 def test_a_prompt_of_one_token_has_nothing_to_score() -> None:
