@@ -25,11 +25,21 @@ EMBEDDED_PAGED_MODEL = EMBEDDED_MODEL.with_name("embedded_paged")
 """The same model for GPUs: in fp16, of lowering ``paged``."""
 
 MAX_TEMPERATURE = 2.0
-MAX_PENALTY = 2.0
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 256
 MAX_SALT_BYTES = 256
 MAX_NAME_CHARACTERS = 200
+
+MAX_PENALTY = 2.0
+"""Of presence and frequency, both ways."""
+
+MAX_REPETITION_PENALTY = 10.0
+MAX_LOGIT_BIAS = 100.0
+MAX_SEQUENCES = 16
+MAX_TOP_LOGPROBS = 20
+MAX_TOKEN_LIST = 1024
+MAX_CONSTRAINT_BYTES = 65_536
+MAX_BATCH_ITEMS = 256
 
 
 def _bytes(value: object) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.core import CounterMetricFamily
@@ -124,17 +125,27 @@ class ModelMetrics:
         self._preemptions.set_function(self._name, read)
 
 
+class Timing(NamedTuple):
+    """What took how long, in seconds: from admission until the engine began, from then until the first
+    token, and from that one until the last.
+    """
+
+    queue_s: float
+    prefill_s: float
+    decode_s: float
+
+
 class RequestClock:
-    """Times one admitted request, message by message."""
+    """Times one admitted sequence, message by message, from ``admitted_s`` of the metrics' clock on."""
 
-    def __init__(self, metrics: ModelMetrics) -> None:
+    def __init__(self, metrics: ModelMetrics, admitted_s: float) -> None:
         self._metrics = metrics
-        self._started = metrics.clock()
-        self._last = 0.0
+        self._started = self._begun = admitted_s
+        self._first = self._last = 0.0
 
-    def prompt(self, num_tokens: int) -> None:
-        """The prompt was tokenized."""
-        self._metrics.prompt_tokens.inc(num_tokens)
+    def begun(self, begun_s: float) -> None:
+        """The engine began with the request then, by the same clock."""
+        self._begun = begun_s
 
     def looked_up(self, num_tokens: int, num_found: int) -> None:
         """The engine looked for the prompt's tokens in the cache."""
@@ -147,7 +158,8 @@ class RequestClock:
         if not self._last:
             metrics.time_to_first_token.observe(now - self._started)
             metrics.tokens.first()
-            self._last, count = now, count - 1
+            self._first = self._last = now
+            count -= 1
         if count:
             metrics.tokens.next(now - self._last, count)
             self._last = now
@@ -156,3 +168,7 @@ class RequestClock:
         """The text ended."""
         self._metrics.succeeded(reason)
         self._metrics.e2e_request_latency.observe(self._metrics.clock() - self._started)
+
+    def timing(self) -> Timing:
+        """The times of a sequence that has ended."""
+        return Timing(self._begun - self._started, self._first - self._begun, self._last - self._first)

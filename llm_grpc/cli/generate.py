@@ -9,7 +9,7 @@ from llm_grpc.cli.messages import fail
 from llm_grpc.cli.server_address import target
 from llm_grpc.client.channel import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S
 from llm_grpc.client.errors import LLMError
-from llm_grpc.client.requests import GenerateOptions
+from llm_grpc.client.options import GenerateOptions
 from llm_grpc.client.sync_client import Client
 
 
@@ -28,10 +28,19 @@ def generate(  # noqa: PLR0913 - each argument is a flag
     temperature: float | None = None,
     top_p: float | None = None,
     top_k: int | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    frequency_penalty: float | None = None,
     seed: int | None = None,
     stop: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
+    min_tokens: int = 0,
     ignore_eos: Annotated[bool, Parameter(negative="")] = False,
+    json_schema: str | None = None,
+    regex: str | None = None,
+    choice: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     model: str = "",
+    adapter: str = "",
     address: str = DEFAULT_ADDRESS,
     timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> int:
@@ -51,14 +60,32 @@ def generate(  # noqa: PLR0913 - each argument is a flag
         Keeps the most likely tokens that reach this probability.
     top_k
         Keeps this many of the most likely tokens; 0 keeps all.
+    min_p
+        Keeps the tokens that are at least this likely, as a share of the likeliest one's probability.
+    repetition_penalty
+        Makes what prompt and text have less likely; 1 changes nothing.
+    presence_penalty
+        Is subtracted from the logits of tokens that the text has.
+    frequency_penalty
+        Is subtracted from a token's logit for each time that the text has it.
     seed
         Makes sampling repeatable.
     stop
         Text that ends the answer; may be given several times.
+    min_tokens
+        Tokens before which nothing but the limits ends the answer.
     ignore_eos
         Let an end-of-sequence token not end the answer.
+    json_schema
+        The answer is a JSON document that is valid by this JSON schema.
+    regex
+        The whole answer matches this regular expression.
+    choice
+        Text that the answer may be; may be given several times.
     model
         Name of the model; empty is the server's default.
+    adapter
+        Name of the adapter; empty is the model as it is.
     address
         Server, HOST:PORT. LLM_GRPC_ADDRESS counts too, with 0.0.0.0 or [::] read as loopback.
     timeout_s
@@ -69,11 +96,21 @@ def generate(  # noqa: PLR0913 - each argument is a flag
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
         "seed": seed,
         "stop": stop,
+        "min_tokens": min_tokens,
         "ignore_eos": ignore_eos,
+        "json_schema": json_schema,
+        "regex": regex,
         "model": model,
+        "adapter": adapter,
     }
+    if choice:
+        options["choice"] = choice
     text = sys.stdin.read() if prompt == "-" else prompt
     try:
         with Client(target(address), timeout_s=timeout_s) as client:

@@ -18,7 +18,8 @@ from llm_grpc.client.channel import (
 )
 from llm_grpc.client.errors import translated
 from llm_grpc.client.health import LLM_SERVICE, HealthStatus, health_check, health_request, health_status
-from llm_grpc.client.requests import GenerateOptions, Prompt, generate_request
+from llm_grpc.client.options import GenerateOptions, Prompt
+from llm_grpc.client.requests import generate_request
 from llm_grpc.v1 import llm_pb2, llm_pb2_grpc, model_pb2, model_pb2_grpc
 
 

@@ -2,86 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from google.protobuf.message import Message
 
+from llm_grpc.client.options import GenerateOptions, Prompt
 from llm_grpc.v1 import llm_pb2
 
+_OPTIONAL = (
+    "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "seed", "n",
+)  # fmt: skip
+"""Fields of Sampling that tell unset from 0."""
 
-class GenerateOptions(TypedDict, total=False):
-    """What a request may ask for besides its prompt. What is left out is the server's to choose."""
+_PLAIN: dict[str, dict[str, str]] = {
+    "": {
+        name: name
+        for name in ("max_tokens", "model", "request_id", "priority", "adapter", "truncate_prompt_tokens")
+    },
+    "stopping": {name: name for name in ("include_stop", "min_tokens", "ignore_eos")},
+    "response_options": {
+        name: name
+        for name in (
+            "tokens", "logprobs", "top_logprobs", "token_text", "prompt_logprobs", "prompt_top_logprobs",
+            "prompt_tokens", "echo", "timing", "receipt",
+        )
+    },
+    "cache": {"disabled": "cache_disabled", "salt": "cache_salt"},
+}  # fmt: skip
+"""Fields whose 0, False and "" are what the server takes for granted, by message, and their options."""
 
-    max_tokens: int
-    """Most tokens to generate; 0 is the server's default."""
+_LISTS = {
+    "sampling": {name: name for name in ("allowed_token_ids", "banned_token_ids")},
+    "stopping": {"stop_strings": "stop", "stop_token_ids": "stop_token_ids"},
+}
+"""Repeated fields, by message, and their options."""
 
-    temperature: float | None
-    """Divides the logits; 0.0 is greedy; None is the server's default."""
-
-    top_p: float | None
-    """Keeps the most likely tokens that reach this probability; None is the server's default."""
-
-    top_k: int | None
-    """Keeps this many of the most likely tokens; 0 keeps all; None is the server's default."""
-
-    seed: int | None
-    """Makes sampling repeatable; with None the server draws one and reports it."""
-
-    stop: Sequence[str]
-    """Texts that end the answer; they are not part of it."""
-
-    ignore_eos: bool
-    """An end-of-sequence token does not end the answer."""
-
-    tokens: bool
-    """The answer's messages carry token ids beside the text."""
-
-    cache_disabled: bool
-    """Use nothing that earlier requests left in the server's cache, and leave nothing there."""
-
-    cache_salt: str
-    """Share the server's cache with requests of the same salt alone."""
-
-    model: str
-    """Name of the model; empty is the server's default."""
-
-
-Prompt = str | Sequence[int]
-"""A text, or ids of the model's tokenizer."""
+_CONSTRAINTS = ("json_schema", "json_object", "regex", "grammar", "choice")
 
 
 def generate_request(prompt: Prompt, options: GenerateOptions) -> llm_pb2.GenerateTextRequest:
     """Build a request. Ranges are the server's to check.
 
     Raises:
-        ValueError: a value does not fit its field on the wire; the message names the field.
-        TypeError: a value is of another type, or an option is unknown.
+        ValueError: a value does not fit its field on the wire; the message names the field. Or there are
+            several constraints.
+        TypeError: a value is of another type than its option, or there is no such option.
     """
-    if unknown := options.keys() - GenerateOptions.__annotations__.keys():
+    given: dict[str, Any] = {**options}
+    unknown = given.keys() - GenerateOptions.__optional_keys__
+    if unknown:
         raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
-    stop = options.get("stop", ())
-    if isinstance(stop, str):
-        raise TypeError("stop is a sequence of texts, not one text")
     request = llm_pb2.GenerateTextRequest()
-    if isinstance(prompt, str | bytes):  # bytes are UTF-8, not ids
+    if isinstance(prompt, str):
         _set(request, "prompt", prompt)
     else:
         _extend(request, "prompt_token_ids", prompt)
-    _set(request, "max_tokens", options.get("max_tokens"))
-    _set(request, "model", options.get("model"))
-    _set(request.sampling, "temperature", options.get("temperature"))
-    _set(request.sampling, "top_p", options.get("top_p"))
-    _set(request.sampling, "top_k", options.get("top_k"))
-    _set(request.sampling, "seed", options.get("seed"))
-    if stop:
-        request.stopping.stop_strings.extend(stop)
-    # False and "" are what the server takes for granted: they need no place on the wire.
-    _set(request.stopping, "ignore_eos", options.get("ignore_eos") or None)
-    _set(request.response_options, "tokens", options.get("tokens") or None)
-    _set(request.cache, "disabled", options.get("cache_disabled") or None)
-    _set(request.cache, "salt", options.get("cache_salt") or None)
+    for name in _OPTIONAL:
+        _set(request.sampling, name, given.get(name))
+    if bias := given.get("logit_bias"):
+        _set_bias(request.sampling, bias)
+    _set_plain(request, given)
+    _set_lists(request, given)
+    _set_constraint(request.constraint, {name: given.get(name) for name in _CONSTRAINTS})
     return request
+
+
+def _set_plain(request: llm_pb2.GenerateTextRequest, given: dict[str, Any]) -> None:
+    for path, fields in _PLAIN.items():
+        for field, option in fields.items():
+            # Unset, it needs no place on the wire, nor does the message that it is in.
+            _set(getattr(request, path) if path else request, field, given.get(option) or None)
+
+
+def _set_lists(request: llm_pb2.GenerateTextRequest, given: dict[str, Any]) -> None:
+    for path, fields in _LISTS.items():
+        for field, option in fields.items():
+            if values := _sequence(option, given.get(option) or ()):
+                _extend(getattr(request, path), field, values)
+
+
+def _set_bias(sampling: llm_pb2.Sampling, bias: Mapping[int, float]) -> None:
+    try:
+        sampling.logit_bias.update(bias)
+    except (ValueError, TypeError) as error:
+        raise _misfit("logit_bias", "an entry", error) from error
+
+
+def _set_constraint(constraint: llm_pb2.Constraint, options: dict[str, Any]) -> None:
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    if len(given) > 1:
+        raise ValueError(f"one of {' and '.join(given)} may be given")
+    for name, value in given.items():
+        if name == "choice":
+            constraint.choice.SetInParent()
+            _extend(constraint.choice, "choices", _sequence(name, value))
+        elif isinstance(value, Mapping):
+            _set(constraint, name, json.dumps(value))
+        else:
+            _set(constraint, name, value)
+
+
+def _sequence(option: str, values: Any) -> Any:
+    """``values``, which are no text: that would be a sequence of its characters."""
+    if isinstance(values, str | bytes):
+        raise TypeError(f"{option} is a sequence, and {values!r} is one text")
+    return values
 
 
 def _extend(message: Message, field: str, values: Sequence[int]) -> None:

@@ -21,7 +21,7 @@ from llm_grpc.devices import Device
 from llm_grpc.errors import StartupError
 from llm_grpc.runtime.gpus import LEAST_DRIVER, VISIBLE, Driver, Gpu, Version, find_driver
 
-PROVIDER = "CUDAExecutionProvider"
+PROVIDER, CPU_PROVIDER = "CUDAExecutionProvider", "CPUExecutionProvider"
 INSTALL = "pip install 'llm-grpc[cuda]'"
 
 CUDA = Version(13, 0)
@@ -151,12 +151,12 @@ def require_gpu(index: int, find: Find = find_driver) -> Gpu:
 def session_providers(device: Device, options: Mapping[str, str]) -> list[Any]:
     """The argument ``providers`` of a session on ``device``; ``options`` go to the CUDA provider."""
     if device.kind == "cpu":
-        return ["CPUExecutionProvider"]
+        return [CPU_PROVIDER]
     # Tokens were doubled on an H200 with cuDNN's attention. Read when the provider is made.
     os.environ.setdefault("ORT_ENABLE_CUDNN_FLASH_ATTENTION", "0")
     return [
         (PROVIDER, {"device_id": str(device.index), **_OPTIONS, **options}),
-        "CPUExecutionProvider",
+        CPU_PROVIDER,
     ]
 
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from llm_grpc.config import MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS
+from llm_grpc.config import (
+    MAX_BATCH_ITEMS,
+    MAX_CONSTRAINT_BYTES,
+    MAX_STOP_STRING_BYTES,
+    MAX_STOP_STRINGS,
+    MAX_TOKEN_LIST,
+    MAX_TOP_LOGPROBS,
+)
 from llm_grpc.server.model_host import ModelHost, State
 from llm_grpc.server.served_model import ServedModel
 from llm_grpc.v1 import admin_pb2, model_pb2
@@ -32,6 +39,11 @@ def _loaded(model: ServedModel) -> model_pb2.Model:
             max_stop_strings=MAX_STOP_STRINGS,
             max_stop_string_bytes=MAX_STOP_STRING_BYTES,
             max_message_bytes=model.max_message_bytes,
+            max_sequences=model.max_sequences,
+            max_top_logprobs=MAX_TOP_LOGPROBS,
+            max_token_list=MAX_TOKEN_LIST,
+            max_constraint_bytes=MAX_CONSTRAINT_BYTES,
+            max_batch_items=MAX_BATCH_ITEMS,
         ),
         defaults=model_pb2.Defaults(
             max_tokens=model.default_max_tokens,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from llm_grpc.errors import UnsupportedParameter
+from llm_grpc.config import MAX_TOKEN_LIST
+from llm_grpc.errors import InvalidParameter, UnsupportedParameter
 
 
 def refuse_unknown_fields(message: Message, path: str = "") -> None:
@@ -34,3 +35,65 @@ def _messages(name: str, value: object) -> Iterable[tuple[str, Message]]:
 def number(value: float) -> str:
     """A number as an error shows it."""
     return f"{value:g}" if math.isfinite(value) else str(value)
+
+
+def in_range(field: str, value: float, least: float, most: float) -> float:
+    """``value``, which is finite and ``least`` to ``most``.
+
+    Raises:
+        InvalidParameter: it is not.
+    """
+    if not least <= value <= most:
+        raise InvalidParameter(field, f"is {number(value)}, and must be {least:g} to {most:g}")
+    return value
+
+
+def above_zero(field: str, value: float, most: float) -> float:
+    """``value``, which is finite, above 0 and at most ``most``.
+
+    Raises:
+        InvalidParameter: it is not.
+    """
+    if not 0 < value <= most:
+        raise InvalidParameter(field, f"is {number(value)}, and must be above 0 and at most {most:g}")
+    return value
+
+
+def whole_in_range(field: str, value: int, least: int, most: int) -> int:
+    """``value``, which is ``least`` to ``most``.
+
+    Raises:
+        InvalidParameter: it is not.
+    """
+    if not least <= value <= most:
+        raise InvalidParameter(field, f"is {value}, and must be {least} to {most}")
+    return value
+
+
+def token_ids(field: str, ids: Sequence[int], vocabulary_size: int) -> Sequence[int]:
+    """``ids``, which are of the vocabulary.
+
+    Raises:
+        InvalidParameter: one is not; the field has its place.
+    """
+    last = vocabulary_size - 1
+    if ids and (min(ids) < 0 or max(ids) > last):
+        at, token = next((at, token) for at, token in enumerate(ids) if not 0 <= token <= last)
+        raise InvalidParameter(f"{field}[{at}]", f"is {token}, and must be 0 to {last}")
+    return ids
+
+
+def token_list(field: str, ids: Sequence[int], vocabulary_size: int) -> tuple[int, ...]:
+    """``ids``, each once, of a list that is no longer than lists of tokens may be.
+
+    Raises:
+        InvalidParameter: it is longer, or has an id that is not of the vocabulary.
+    """
+    check_length(field, ids)
+    return tuple(dict.fromkeys(token_ids(field, ids, vocabulary_size)))
+
+
+def check_length(field: str, entries: Collection[object]) -> None:
+    """Raise InvalidParameter where there are more ``entries`` than a list of tokens may have."""
+    if len(entries) > MAX_TOKEN_LIST:
+        raise InvalidParameter(field, f"has {len(entries)} entries, and the limit is {MAX_TOKEN_LIST}")

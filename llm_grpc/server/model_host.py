@@ -123,7 +123,8 @@ class ModelHost:
             generator=TextGenerator(
                 tokenizer, self._engine, self.admission, self._metrics, max_request_tokens
             ),
-            runtime=runtime_of(manifest),
+            runtime=runtime_of(config, manifest),
+            max_held=self.admission.limit,
         )
         log.info("the model %s is loaded", self.name)
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 from llm_grpc.config import EngineConfig, ModelConfig
 from llm_grpc.cpus import threads_to_use
-from llm_grpc.devices import Device
+from llm_grpc.devices import Device, parse_devices
 from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.kv_budget import AUTO_SHARE
 from llm_grpc.machine import available_memory_bytes
 from llm_grpc.manifest import Manifest
-from llm_grpc.runtime.cuda import PROVIDER, installed_runtime, require_gpu
+from llm_grpc.runtime.cuda import CPU_PROVIDER, PROVIDER, installed_runtime, require_gpu
 from llm_grpc.runtime.logits_memory import most_rows
 from llm_grpc.runtime.paged_runner import PagedRunner
 from llm_grpc.runtime.placement import place
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 
 _FLOAT32_BYTES = 4
 
-CPU_PROVIDER = "CPUExecutionProvider"
 
 MakeRunner = Callable[[ModelConfig, EngineConfig, Manifest, int, int], ModelRunner]
 """From configuration, manifest, context length and number of blocks (0 of lowering ``slots``) to a runner.
@@ -58,9 +57,11 @@ def runner_for(
     )
 
 
-def runtime_of(manifest: Manifest) -> Runtime:
-    """What computes a model: GPUs one of lowering paged, the CPU one of lowering slots."""
-    return Runtime(runtime_version(), PROVIDER if manifest.lowering == "paged" else CPU_PROVIDER)
+def runtime_of(engine: EngineConfig, manifest: Manifest) -> Runtime:
+    """What computes a model that ``runner_for`` made a runner for."""
+    devices = parse_devices(engine.device)
+    on_gpu = any(device.kind == "cuda" for device in devices) if devices else manifest.lowering == "paged"
+    return Runtime(runtime_version(), PROVIDER if on_gpu else CPU_PROVIDER)
 
 
 def runtime_version() -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llm_grpc.config import ModelConfig
+from llm_grpc.config import MAX_SEQUENCES, ModelConfig
 from llm_grpc.manifest import Manifest
 from llm_grpc.text.generator import TextGenerator
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What computes: ``version`` with its name, as in "onnxruntime 1.31.1", and the execution provider."""
+    """What computes: name and ``version``, for instance "onnxruntime 1.31.1", and execution ``provider``."""
 
     version: str
     provider: str
@@ -19,7 +19,10 @@ class Runtime:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What it is, what a request may ask of it, what it gets by default, and who serves it."""
+    """What it is, what a request may ask of it, what it gets by default, and who serves it.
+
+    ``max_held`` is how many sequences the server holds at once.
+    """
 
     name: str
     manifest: Manifest
@@ -30,6 +33,7 @@ class ServedModel:
     defaults: ModelConfig
     generator: TextGenerator
     runtime: Runtime
+    max_held: int
 
     @property
     def has_chat_template(self) -> bool:
@@ -70,3 +74,8 @@ class ServedModel:
     def default_max_tokens(self) -> int:
         """What a request with max_tokens 0 gets."""
         return min(self.defaults.max_tokens, self.max_tokens)
+
+    @property
+    def max_sequences(self) -> int:
+        """Most sequences of a request: no more than the server holds at once."""
+        return min(MAX_SEQUENCES, self.max_held)

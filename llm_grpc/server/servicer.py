@@ -12,8 +12,7 @@ from llm_grpc.errors import UnsupportedParameter
 from llm_grpc.original import llm_service_pb2, llm_service_pb2_grpc
 from llm_grpc.server.models import Models
 from llm_grpc.server.requests import to_text_request
-from llm_grpc.server.responses import to_response
-from llm_grpc.text.generator import joined
+from llm_grpc.server.responses import to_answer, to_response
 from llm_grpc.v1 import llm_pb2, llm_pb2_grpc
 from llm_grpc.v1.llm_pb2 import GenerateTextRequest as Request
 from llm_grpc.v1.llm_pb2 import GenerateTextResponse as Response
@@ -32,7 +31,7 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         model = self._models.get(request.model)
         asked = to_text_request(request, model)
         async with aclosing(model.generator.generate(asked)) as deltas:
-            return to_response(joined([delta async for delta in deltas]), 0, asked.params, model.name)
+            return to_answer([delta async for delta in deltas], request, model)
 
     async def StreamGenerateText(self, request: Request, context: Context) -> AsyncIterator[Response]:
         """The text as it is generated."""
@@ -41,7 +40,7 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
         async with aclosing(model.generator.generate(asked)) as deltas:
             sequence = 0
             async for delta in deltas:
-                yield to_response(delta, sequence, asked.params, model.name)
+                yield to_response(delta, sequence, request, model)
                 sequence += 1
 
     async def Chat(self, request: llm_pb2.ChatRequest, context: Any) -> llm_pb2.ChatResponse:

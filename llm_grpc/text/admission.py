@@ -42,24 +42,31 @@ class Admission:
         """Permits handed out and not yet given back."""
         return self._held
 
+    @property
+    def limit(self) -> int:
+        """Permits that there are."""
+        return self._limit
+
     async def idle(self) -> None:
         """Wait until no permit is held."""
         await self._idle.wait()
 
     @contextmanager
-    def permit(self) -> Iterator[None]:
-        """Hold one permit. Raises ``QueueFull`` at once where none is left."""
-        if self._held >= self._limit:
+    def permit(self, count: int = 1) -> Iterator[None]:
+        """Hold ``count`` permits. Raises ``QueueFull`` at once where fewer are left."""
+        if self._held + count > self._limit:
+            more = f", this one has {count} sequences" if count > 1 else ""
             raise QueueFull(
-                f"{self._held} {self._held_are}, and the limit is {self._limit}", self._retry_after_s()
+                f"{self._held} {self._held_are}{more}, and the limit is {self._limit}",
+                self._retry_after_s(),
             )
-        self._held += 1
+        self._held += count
         self._idle.clear()
         started = self._clock()
         try:
             yield
         finally:
-            self._held -= 1
+            self._held -= count
             if not self._held:
                 self._idle.set()
             self._mean_request_s += _SMOOTHING * (self._clock() - started - self._mean_request_s)

@@ -10,7 +10,7 @@ _CONTEXT_TOKENS = 8
 """Prompt tokens that the decoder sees before the first generated one, so that the leading space of a
 SentencePiece token survives."""
 
-_UNFINISHED = "\ufffd"
+UNFINISHED = "\ufffd"
 """What the decoders make of bytes that are no character, or not yet."""
 
 
@@ -30,7 +30,7 @@ class Detokenizer:
         self.num_prompt_tokens = len(prompt_ids)
         self._tokenizer = tokenizer
         self._window = list(prompt_ids[-_CONTEXT_TOKENS:])
-        while _UNFINISHED in self._decode():  # the cut may have split a character
+        while UNFINISHED in self._decode():  # the cut may have split a character
             del self._window[0]
         self._num_settled = len(self._window)
         self._num_shown = len(self._decode())
@@ -41,18 +41,23 @@ class Detokenizer:
             text = self._tokenizer.text_alone(token_id)
             if not text:
                 return ""
-            if _UNFINISHED not in text:
+            if UNFINISHED not in text:
                 self._window, self._num_settled, self._num_shown = [token_id], 1, len(text)
                 return text
         self._window.append(token_id)
         text = self._decode()
-        if text.endswith(_UNFINISHED) or len(text) <= self._num_shown:
+        if text.endswith(UNFINISHED) or len(text) <= self._num_shown:
             return ""
         new = text[self._num_shown :]
         del self._window[: self._num_settled]
         self._num_settled = len(self._window)
         self._num_shown = len(self._decode())
         return new
+
+    def peek(self, token_id: int) -> str:
+        """The text that ``push`` would return; nothing is taken."""
+        text = self._tokenizer.decode([*self._window, token_id])
+        return "" if text.endswith(UNFINISHED) else text[self._num_shown :]
 
     def flush(self) -> str:
         """Return what waited. Bytes that never became a character are shown as U+FFFD."""

@@ -4,39 +4,42 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 from llm_grpc.engine.async_engine import AsyncEngine
 from llm_grpc.engine.request import TokenEvent
 from llm_grpc.errors import InvalidParameter
 from llm_grpc.metrics import ModelMetrics, RequestClock
-from llm_grpc.sampling_params import FinishReason, SamplingParams
+from llm_grpc.sampling_params import SamplingParams
 from llm_grpc.text.admission import Admission
-from llm_grpc.text.detokenizer import Detokenizer
-from llm_grpc.text.stop_strings import StopStringMatcher
-from llm_grpc.text.text_request import AnswerOptions, TextRequest
+from llm_grpc.text.merge import merged
+from llm_grpc.text.prompt_info import is_asked, prompt_info
+from llm_grpc.text.sequence_text import SequenceText
+from llm_grpc.text.text_delta import TextDelta
+from llm_grpc.text.text_request import TextRequest
 from llm_grpc.text.tokenizer import TextTokenizer
 
+_NUM_SEEDS = 2**64
 
-class TextDelta(NamedTuple):
-    """What came since the previous delta; ``tokens`` where the request asked for them. The other fields are
-    set on the last one alone.
+
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """A request that holds its permits: its prompt without the ``num_truncated`` first tokens, and the number
+    of the engine's group that its sequences are, 0 where there is one alone.
     """
 
-    text: str
-    finish_reason: FinishReason | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    stop_string: str | None = None
-    stop_token_id: int | None = None
-    cached_tokens: int = 0
-    tokens: tuple[int, ...] = ()
+    request: TextRequest
+    admitted_s: float
+    prompt_ids: Sequence[int]
+    num_truncated: int
+    group: int
 
-
-def joined(deltas: Sequence[TextDelta]) -> TextDelta:
-    """The whole answer: the last of ``deltas`` with the text and the tokens of all."""
-    tokens = tuple(token for delta in deltas for token in delta.tokens)
-    return deltas[-1]._replace(text="".join(delta.text for delta in deltas), tokens=tokens)
+    def params_of(self, index: int) -> SamplingParams:
+        """What sequence ``index`` asks of the engine. The prompt is scored with the first one alone."""
+        params = self.request.params
+        if index == 0:
+            return params
+        return replace(params, seed=(params.seed + index) % _NUM_SEEDS, num_prompt_logprobs=None)
 
 
 class TextGenerator:
@@ -60,37 +63,85 @@ class TextGenerator:
         self._max_request_tokens = max_request_tokens
 
     async def generate(self, request: TextRequest) -> AsyncGenerator[TextDelta, None]:
-        """Yield the text of one request as it is generated; the last delta carries the finish reason.
+        """Yield the text of one request as it is generated: the last delta of each sequence carries its
+        finish reason, the first of all has index 0 where it carries ``prompt_info``.
 
-        A delta without text is yielded where it is the last or where the request asked for tokens.
+        A delta without text is yielded where it is the last or holds something else that is asked for.
 
-        Closing or cancelling the iterator frees the request's slot within one engine step.
+        Closing or cancelling the iterator frees the request's slots within one engine step.
 
         Raises:
-            QueueFull: as many requests run and wait as the server admits.
+            QueueFull: as many sequences run and wait as the server admits.
             PromptTooLong: the prompt has more tokens than the model takes.
             InvalidParameter: the prompt and what is asked for together never fit the memory of the cache.
             EngineFailed: a run of the model failed.
         """
-        prompt, params = request.prompt, request.params
-        with self._admission.permit():
-            clock = RequestClock(self._metrics)
-            prompt_ids = await self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-            self._check_memory(len(prompt_ids), params)
-            clock.prompt(len(prompt_ids))
-            text = _Text(Detokenizer(self._tokenizer, prompt_ids), params, request.options)
-            async with aclosing(self._engine.generate(prompt_ids, params)) as batches:
-                async for events in batches:
-                    delta = text.push(events)
-                    if text.has_begun and not params.cache_disabled:
-                        clock.looked_up(len(prompt_ids), text.cached_tokens)
-                    clock.tokens(text.num_new_tokens)
-                    if delta.finish_reason:
-                        clock.finished(delta.finish_reason)
-                    if delta.text or delta.finish_reason or delta.tokens:
-                        yield delta
-                    if delta.finish_reason:
-                        return
+        with self._admission.permit(request.num_sequences):
+            admitted = await self._admitted(request, self._metrics.clock())
+            sequences = [self._sequence(admitted, index) for index in range(request.num_sequences)]
+            one, *others = sequences
+            all_of_them = merged(sequences, first_leads=is_asked(request)) if others else one
+            async with aclosing(all_of_them) as deltas:
+                async for delta in deltas:
+                    yield delta
+
+    async def _admitted(self, request: TextRequest, admitted_s: float) -> _Admitted:
+        prompt, most = request.prompt, request.truncate_tokens
+        if isinstance(prompt, str):
+            prompt = await self._tokenizer.encode(
+                prompt, adds_special_tokens=request.adds_special_tokens, truncates=most > 0
+            )
+        kept = prompt[-most:]  # all where it is 0
+        self._check_memory(len(kept), request.params)
+        self._metrics.prompt_tokens.inc(len(kept))
+        group = self._engine.new_group() if request.num_sequences > 1 else 0
+        return _Admitted(request, admitted_s, kept, len(prompt) - len(kept), group)
+
+    async def _sequence(self, admitted: _Admitted, index: int) -> AsyncGenerator[TextDelta, None]:
+        """Yield the text of one sequence; the engine knows of it once the first delta is asked for."""
+        request, ids, params = admitted.request, admitted.prompt_ids, admitted.params_of(index)
+        clock = RequestClock(self._metrics, admitted.admitted_s)
+        text = SequenceText(self._tokenizer, ids, params, request.options, index)
+        is_scored = params.num_prompt_logprobs is not None and len(ids) > 1
+        events_of = self._engine.generate(
+            ids,
+            params,
+            constraint=request.constraint() if request.constraint else None,
+            group=admitted.group,
+            first_score=1 if is_scored else None,
+            priority=request.priority,
+        )
+        async with aclosing(events_of) as batches:
+            async for events in batches:
+                delta = text.push(events)
+                clock.tokens(text.num_new_tokens)
+                if text.has_begun:
+                    delta = await self._begun(admitted, delta, events[0], clock)
+                if delta.finish_reason:
+                    clock.finished(delta.finish_reason)
+                    delta = replace(delta, timing=clock.timing() if request.options.timing else None)
+                if delta.says_something:
+                    yield delta
+                if delta.finish_reason:
+                    return
+
+    async def _begun(
+        self, admitted: _Admitted, delta: TextDelta, event: TokenEvent, clock: RequestClock
+    ) -> TextDelta:
+        """The first delta of a sequence, with what the request asks about its prompt if it is the first."""
+        clock.begun(event.begun_s)
+        if not admitted.request.params.cache_disabled:
+            clock.looked_up(len(admitted.prompt_ids), event.cached_tokens)
+        if delta.index or not is_asked(admitted.request):
+            return delta
+        info = await prompt_info(
+            admitted.request,
+            self._tokenizer,
+            admitted.prompt_ids,
+            admitted.num_truncated,
+            event.prompt_scores,
+        )
+        return replace(delta, prompt_info=info)
 
     def _check_memory(self, num_prompt: int, params: SamplingParams) -> None:
         limit = self._max_request_tokens
@@ -100,56 +151,3 @@ class TextGenerator:
                 f"is {params.max_tokens} after a prompt of {num_prompt} tokens, and the limit is {limit} "
                 "tokens in all, which is what the cache has memory for",
             )
-
-
-class _Text:
-    """Turns the token events of one request into deltas."""
-
-    def __init__(self, detokenizer: Detokenizer, params: SamplingParams, options: AnswerOptions) -> None:
-        self._detokenizer = detokenizer
-        self._stops = StopStringMatcher(params.stop_strings)
-        self._returns_tokens = options.tokens
-        self._num_tokens = 0
-        self.num_new_tokens = 0
-        self.cached_tokens = 0
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether the events that were pushed last are the first."""
-        return self._num_tokens == self.num_new_tokens
-
-    def push(self, events: list[TokenEvent]) -> TextDelta:
-        """Take at least one event; what comes after the end of the text is passed over."""
-        parts: list[str] = []
-        tokens: list[int] = []
-        for self.num_new_tokens, event in enumerate(events, start=1):
-            self._num_tokens += 1
-            self.cached_tokens += event.cached_tokens
-            tokens.append(event.token_id)
-            reason, stop_string = event.finish_reason, None
-            if reason is not FinishReason.EOS:
-                stop_string = self._stops.push(self._detokenizer.push(event.token_id), parts)
-            if reason and stop_string is None:
-                stop_string = self._stops.push(self._detokenizer.flush(), parts)
-                if stop_string is None:
-                    self._stops.flush(parts)
-            if stop_string is not None:
-                reason = FinishReason.STOP
-            if reason:
-                return self._last("".join(parts), reason, stop_string, tokens)
-        return TextDelta("".join(parts), tokens=self._asked(tokens))
-
-    def _asked(self, tokens: list[int]) -> tuple[int, ...]:
-        return tuple(tokens) if self._returns_tokens else ()
-
-    def _last(self, text: str, reason: FinishReason, stop_string: str | None, tokens: list[int]) -> TextDelta:
-        return TextDelta(
-            text=text,
-            finish_reason=reason,
-            prompt_tokens=self._detokenizer.num_prompt_tokens,
-            completion_tokens=self._num_tokens,
-            stop_string=stop_string,
-            stop_token_id=tokens[-1] if reason is FinishReason.EOS else None,
-            cached_tokens=self.cached_tokens,
-            tokens=self._asked(tokens),
-        )

@@ -14,10 +14,10 @@ NewConstraint = Callable[[], TokenConstraint]
 
 @dataclass(frozen=True, slots=True)
 class AnswerOptions:
-    """What the answer holds besides the text, and ``SamplingParams.num_logprobs`` of its tokens.
+    """What the answer holds besides the text, and what ``SamplingParams`` say of logprobs.
 
-    ``tokens`` and ``token_text`` are about the generated tokens, ``prompt_tokens`` and ``echo`` about the
-    prompt's.
+    ``tokens`` is about the generated tokens, ``prompt_tokens`` and ``echo`` about the prompt, ``token_text``
+    about the tokens of both.
     """
 
     tokens: bool = False
@@ -31,7 +31,7 @@ class AnswerOptions:
 @dataclass(frozen=True, slots=True)
 class TextRequest:
     """``prompt`` is a text, to which special tokens are added if ``adds_special_tokens``, or ids of the
-    model's vocabulary that are known to fit its context.
+    model's vocabulary, as many of which as are kept are known to fit its context.
 
     ``num_sequences`` are generated, each with ``params`` but a seed of its own, the first with that of
     ``params``. At most the last ``truncate_tokens`` of the prompt are kept; 0 keeps all. Those of higher

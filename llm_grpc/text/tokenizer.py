@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -14,6 +16,9 @@ from llm_grpc.errors import InvalidParameter, ManifestError, PromptTooLong
 _INLINE_CHARACTERS = 4096
 """Longer prompts are tokenized in a worker thread (the library releases the GIL), so that the event loop
 stays free; shorter ones take less than the hand-over."""
+
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
+"""How a tokenizer with byte fallback writes the token of one byte."""
 
 
 class TextTokenizer:
@@ -29,7 +34,10 @@ class TextTokenizer:
         self.max_prompt_tokens = max_prompt_tokens
         self.joins_bytes = isinstance(self.raw.decoder, ByteLevel)
         """Whether the text of ids is their bytes, one after the other, whatever stands before or after."""
+        decoder = self.raw.decoder
+        self._has_byte_tokens = decoder is not None and decoder.decode(["<0x41>"]) == "A"
         self._texts: dict[int, str] = {}
+        self._bytes: dict[int, bytes] = {}
 
     def check_ids(self, vocabulary_size: int) -> None:
         """Raise ManifestError unless the model has every id that a prompt may hold."""
@@ -40,20 +48,22 @@ class TextTokenizer:
                 "they do not belong together"
             )
 
-    async def encode(self, prompt: str) -> list[int]:
-        """Return the ids of ``prompt`` with the model's special tokens.
+    async def encode(
+        self, prompt: str, *, adds_special_tokens: bool = True, truncates: bool = False
+    ) -> list[int]:
+        """Return the ids of ``prompt`` with the model's special tokens, if it ``adds_special_tokens``.
 
         Raises:
-            PromptTooLong: there are more than ``max_prompt_tokens``.
+            PromptTooLong: there are more than ``max_prompt_tokens``, and the caller ``truncates`` nothing.
             InvalidParameter: there is none; some tokenizers drop spaces or characters they do not know.
         """
         if len(prompt) <= _INLINE_CHARACTERS:
-            ids = self._encode(prompt)
+            ids = self._encode(prompt, adds_special_tokens)
         else:
-            ids = await asyncio.to_thread(self._encode, prompt)
+            ids = await asyncio.to_thread(self._encode, prompt, adds_special_tokens)
         if not ids:
             raise InvalidParameter("prompt", "has 0 tokens for this model's tokenizer, and the least is 1")
-        if len(ids) > self.max_prompt_tokens:
+        if len(ids) > self.max_prompt_tokens and not truncates:
             raise PromptTooLong("prompt", f"has {len(ids)} tokens, and the limit is {self.max_prompt_tokens}")
         return ids
 
@@ -69,6 +79,44 @@ class TextTokenizer:
         text: str = self.raw.decode(ids, skip_special_tokens=True)
         return text
 
-    def _encode(self, prompt: str) -> list[int]:
-        ids: list[int] = self.raw.encode(prompt).ids
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes of one id whatever stands before or after; None where they depend on that."""
+        data = self._bytes.get(token_id)
+        if data is None and (self.joins_bytes or self._has_byte_tokens):
+            data = self._token_bytes(token_id)
+            if data is not None:
+                self._bytes[token_id] = data
+        return data
+
+    def _token_bytes(self, token_id: int) -> bytes | None:
+        token: str = self.raw.id_to_token(token_id) or ""
+        if self.joins_bytes:
+            if token_id in self._special_ids:
+                return b""
+            try:
+                return bytes(_BYTES[character] for character in token)
+            except KeyError:  # an added token, which is no alphabet's
+                return token.encode()
+        match = _BYTE_TOKEN.fullmatch(token)
+        return bytes.fromhex(match[1]) if match else None
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        added = self.raw.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    def _encode(self, prompt: str, adds_special_tokens: bool) -> list[int]:
+        ids: list[int] = self.raw.encode(prompt, add_special_tokens=adds_special_tokens).ids
         return ids
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """The byte of each character that byte-level tokenizers write for one: what prints stands for itself,
+    the others in order for U+0100 and on.
+    """
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTES = _byte_level_alphabet()

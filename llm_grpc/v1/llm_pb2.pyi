@@ -289,7 +289,7 @@ class Sampling(_message.Message):
     @_builtins.property
     def banned_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """banned_token_ids may not come. At most Model.limits.max_token_list. It must not ban all that
-        allowed_token_ids allow.
+        allowed_token_ids allow, nor the whole vocabulary.
         """
 
     def __init__(
@@ -368,10 +368,11 @@ class Stopping(_message.Message):
     MIN_TOKENS_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     include_stop: _builtins.bool
-    """include_stop leaves the stop string, or the text of the stop token, at the end of the text."""
+    """include_stop leaves the stop string, or the text of the one of stop_token_ids, at the end of the text."""
     min_tokens: _builtins.int
     """min_tokens is the number of tokens before which neither an end-of-sequence token nor one of
-    stop_token_ids may come, and before which no stop string is looked for: 0 to max_tokens.
+    stop_token_ids may come, and before which no stop string ends the text: 0 to max_tokens. One that these
+    tokens complete is text like any other. Sampling must leave a token that may come before.
     """
     ignore_eos: _builtins.bool
     """ignore_eos makes an end-of-sequence token a token like any other: the text ends at a stop string,
@@ -424,17 +425,19 @@ class ResponseOptions(_message.Message):
     TIMING_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
     tokens: _builtins.bool
-    """tokens asks for GenerateTextResponse.tokens on every message. A stream then has a message for each
-    token that has come, also where its text is not complete yet.
+    """tokens asks for GenerateTextResponse.tokens on every message. A stream then has a message for what has
+    come, also where its text is not complete yet.
     """
     logprobs: _builtins.bool
     """logprobs asks for Token.logprob. It implies tokens."""
     top_logprobs: _builtins.int
     """top_logprobs asks for that many Token.top_logprobs, 0 to Model.limits.max_top_logprobs. It implies
-    tokens.
+    logprobs.
     """
     token_text: _builtins.bool
-    """token_text asks for Token.text and Token.text_offset. It implies tokens."""
+    """token_text asks for Token.text and Token.text_offset, and for TopLogprob.text, also of the prompt's
+    tokens where they are asked for. It implies tokens.
+    """
     prompt_logprobs: _builtins.bool
     """prompt_logprobs asks for the logarithms of probabilities of the prompt's tokens, in prompt_info. The
     whole prompt is computed for that, whatever is cached.
@@ -635,8 +638,8 @@ class GenerateTextResponse(_message.Message):
 
     @_builtins.property
     def prompt_info(self) -> Global___PromptInfo:
-        """prompt_info is what response_options ask for about the prompt. Set on the first message of a stream,
-        which has index 0.
+        """prompt_info is what response_options ask for about the prompt, and what truncate_prompt_tokens took
+        away where it is set. Set on the first message of a stream, which has index 0 then.
         """
 
     @_builtins.property
@@ -766,10 +769,11 @@ class Token(_message.Message):
     """
     text: _builtins.bytes
     """text is the bytes that this token gave the text: a part of a character at times, hence bytes. Those of
-    all tokens, one after the other, are the text, where no stop string took some away.
+    all tokens, one after the other, are the text in UTF-8, where no stop string took some away. Bytes that
+    are no UTF-8 are themselves here, and U+FFFD in the text. Special tokens give none.
     """
     text_offset: _builtins.int
-    """text_offset is where they begin: bytes of UTF-8 from the beginning of the sequence's text."""
+    """text_offset is where they begin: the number of bytes that the tokens before gave."""
     @_builtins.property
     def top_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopLogprob]:
         """top_logprobs are the likeliest tokens at this place, likeliest first, of equal ones the lower id first."""
@@ -807,7 +811,7 @@ class TopLogprob(_message.Message):
     logprob: _builtins.float
     """logprob is the natural logarithm of its probability, as Token.logprob is."""
     text: _builtins.bytes
-    """text is the token's bytes, where response_options.token_text asks for texts."""
+    """text is the bytes that it would have given the text, where response_options.token_text asks for texts."""
     def __init__(
         self,
         *,

@@ -24,17 +24,30 @@ def test_generate_prints_the_text_alone(
 
 def test_generate_sends_its_flags(fake: FakeLLM, address: str) -> None:
     values = {"max-tokens": 3, "temperature": 0, "top-p": 0.5, "top-k": 2, "seed": 7, "model": "m"}
+    values |= {"min-p": 0.25, "repetition-penalty": 1.5, "presence-penalty": -0.5, "frequency-penalty": 0}
+    values |= {"min-tokens": 2, "adapter": "x"}
     flags = [f"--{name}={value}" for name, value in values.items()]
-    flags += ["--stop=a", "--stop", "b", "--ignore-eos"]
+    flags += ["--stop=a", "--stop", "b", "--ignore-eos", "--choice=yes", "--choice=no"]
     main(["generate", "hello", "--address", address, *flags])
     main(["generate", "hello", "--address", address])
     asked, plain = fake.requests
     assert (asked.max_tokens, asked.model, list(asked.stopping.stop_strings)) == (3, "m", ["a", "b"])
-    assert asked.stopping.ignore_eos
+    assert (asked.stopping.ignore_eos, asked.stopping.min_tokens, asked.adapter) == (True, 2, "x")
+    assert list(asked.constraint.choice.choices) == ["yes", "no"]
     sampling = asked.sampling
     assert sampling.HasField("temperature")
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed) == (0, 0.5, 2, 7)
+    assert (sampling.min_p, sampling.repetition_penalty, sampling.presence_penalty) == (0.25, 1.5, -0.5)
+    assert sampling.HasField("frequency_penalty")
     assert plain.SerializeToString() == type(plain)(prompt="hello").SerializeToString()
+
+
+@pytest.mark.parametrize("form", ["json_schema", "regex"])
+def test_generate_holds_the_answer_to_a_form(fake: FakeLLM, address: str, form: str) -> None:
+    main(["generate", "hello", "--address", address, f"--{form.replace('_', '-')}", '{"type": "null"}'])
+    (request,) = fake.requests
+    assert request.constraint.WhichOneof("constraint") == form
+    assert getattr(request.constraint, form) == '{"type": "null"}'
 
 
 def test_generate_reads_standard_input(fake: FakeLLM, address: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from llm_grpc.client import (
     Unavailable,
 )
 from llm_grpc.client.channel import channel_options, service_config
+from llm_grpc.client.options import GenerateOptions
+from llm_grpc.v1 import llm_pb2
 from tests.clients.fake_server import LIMIT_S, FakeLLM, bad_request, error_info, retry_info, serving
 
 Do = Callable[..., Any]
@@ -68,6 +70,71 @@ def test_generate_sends_what_was_asked_and_returns_the_message(do: Do, fake: Fak
     assert list(request.stopping.stop_strings) == ["\n", "END"]
     assert (request.stopping.ignore_eos, request.response_options.tokens) == (True, True)
     assert (request.cache.disabled, request.cache.salt) == (True, "s")
+
+
+EVERYTHING: dict[str, Any] = {
+    "max_tokens": 5, "temperature": 0.0, "top_p": 0.5, "top_k": 3, "min_p": 0.25, "typical_p": 0.75,
+    "repetition_penalty": 1.5, "presence_penalty": -0.5, "frequency_penalty": 0.0,
+    "logit_bias": {7: -100.0, 0: 2.5}, "allowed_token_ids": [1, 2], "banned_token_ids": (3,),
+    "seed": 2**64 - 1, "n": 3, "stop": ["\n", "END"], "stop_token_ids": [4], "include_stop": True,
+    "min_tokens": 2, "ignore_eos": True, "regex": "a+", "tokens": True, "logprobs": True, "top_logprobs": 2,
+    "token_text": True, "prompt_logprobs": True, "prompt_top_logprobs": 1, "prompt_tokens": True,
+    "echo": True, "timing": True, "receipt": True, "truncate_prompt_tokens": 9, "cache_disabled": True,
+    "cache_salt": "s", "model": "m", "adapter": "a", "request_id": "r", "priority": -3,
+}  # fmt: skip
+
+
+def test_every_option_has_its_field(do: Do, fake: FakeLLM, address: str) -> None:
+    one_of = {"json_schema", "json_object", "grammar", "choice"}
+    assert EVERYTHING.keys() | one_of == GenerateOptions.__optional_keys__
+    do(address, "generate", "hello", **EVERYTHING)
+    (request,) = fake.requests
+    assert request == llm_pb2.GenerateTextRequest(
+        prompt="hello",
+        max_tokens=5,
+        model="m",
+        sampling=llm_pb2.Sampling(
+            temperature=0, top_p=0.5, top_k=3, seed=2**64 - 1, min_p=0.25, typical_p=0.75,
+            repetition_penalty=1.5, presence_penalty=-0.5, frequency_penalty=0,
+            logit_bias={7: -100, 0: 2.5}, allowed_token_ids=[1, 2], banned_token_ids=[3], n=3,
+        ),
+        stopping=llm_pb2.Stopping(
+            stop_strings=["\n", "END"], stop_token_ids=[4], include_stop=True, min_tokens=2, ignore_eos=True
+        ),
+        constraint=llm_pb2.Constraint(regex="a+"),
+        response_options=llm_pb2.ResponseOptions(
+            tokens=True, logprobs=True, top_logprobs=2, token_text=True, prompt_logprobs=True,
+            prompt_top_logprobs=1, prompt_tokens=True, echo=True, timing=True, receipt=True,
+        ),
+        request_id="r",
+        priority=-3,
+        adapter="a",
+        truncate_prompt_tokens=9,
+        cache=llm_pb2.Cache(disabled=True, salt="s"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "constraint"),
+    [
+        ({"json_schema": '{"type": "null"}'}, llm_pb2.Constraint(json_schema='{"type": "null"}')),
+        ({"json_schema": {"type": "null"}}, llm_pb2.Constraint(json_schema='{"type": "null"}')),
+        ({"json_schema": {}}, llm_pb2.Constraint(json_schema="{}")),
+        ({"json_schema": ""}, llm_pb2.Constraint(json_schema="")),
+        ({"json_object": True}, llm_pb2.Constraint(json_object=True)),
+        ({"grammar": "start: /a/"}, llm_pb2.Constraint(grammar="start: /a/")),
+        ({"choice": ("x", "y")}, llm_pb2.Constraint(choice=llm_pb2.Choice(choices=["x", "y"]))),
+        ({"choice": ()}, llm_pb2.Constraint(choice=llm_pb2.Choice())),
+        ({"json_object": False, "regex": None}, None),
+    ],
+    ids=str,
+)
+def test_a_constraint_is_one_of_several(
+    do: Do, fake: FakeLLM, address: str, options: dict[str, Any], constraint: llm_pb2.Constraint | None
+) -> None:
+    do(address, "generate", "hello", **options)
+    (request,) = fake.requests
+    assert request == llm_pb2.GenerateTextRequest(prompt="hello", constraint=constraint)
 
 
 def test_a_prompt_may_be_token_ids(do: Do, fake: FakeLLM, address: str) -> None:
@@ -217,6 +284,14 @@ def test_values_that_no_field_holds(do: Do, address: str) -> None:
         do(address, "generate", "hello", max_tokens="x")
     with pytest.raises(TypeError, match="stop is a sequence"):
         do(address, "generate", "hello", stop="END")
+    with pytest.raises(TypeError, match="choice is a sequence"):
+        do(address, "generate", "hello", choice="yes")
+    with pytest.raises(TypeError, match="banned_token_ids: a value does not fit"):
+        do(address, "generate", "hello", banned_token_ids=["x"])
+    with pytest.raises(ValueError, match="logit_bias: an entry does not fit"):
+        do(address, "generate", "hello", logit_bias={2**31: 1.0})
+    with pytest.raises(ValueError, match="one of json_schema and regex may be given"):
+        do(address, "generate", "hello", regex="a", json_schema={})
     with pytest.raises(TypeError, match="unknown options: top_q"):
         do(address, "generate", "hello", top_q=1)
 

@@ -65,6 +65,21 @@ BAD_FIELDS: list[tuple[Request, str, str]] = [
     (Request(prompt="a", sampling=Sampling(top_p=math.nan)), "sampling.top_p", "is nan, and must be above 0"),
     (Request(prompt="a", sampling=Sampling(top_k=-1)), "sampling.top_k", "is -1, and must be 0 or more"),
     (
+        Request(prompt="a", sampling=Sampling(n=2)),
+        "sampling.n",
+        "is 2, and more than 1 needs a temperature above 0: sampling.temperature is 0",
+    ),
+    (
+        Request(prompt="a", sampling=Sampling(logit_bias={5: math.nan})),
+        "sampling.logit_bias[5]",
+        "is nan, and must be -100 to 100",
+    ),
+    (
+        Request(prompt="a", max_tokens=3, stopping=Stopping(min_tokens=4)),
+        "stopping.min_tokens",
+        "is 4, and must be 0 to max_tokens, which is 3",
+    ),
+    (
         Request(prompt="a", stopping=Stopping(stop_strings=["x", ""])),
         "stopping.stop_strings[1]",
         "has 0 bytes",

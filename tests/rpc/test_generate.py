@@ -29,6 +29,13 @@ samplings = st.builds(
     top_p=st.sampled_from([0.3, 0.9, 1.0]),
     top_k=st.sampled_from([0, 1, 20]),
     seed=st.integers(0, 2**64 - 1),
+    min_p=st.sampled_from([0.0, 0.1]),
+    typical_p=st.sampled_from([1.0, 0.7]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    presence_penalty=st.sampled_from([0.0, 0.5, -0.5]),
+    frequency_penalty=st.sampled_from([0.0, 0.5]),
+    logit_bias=st.dictionaries(st.integers(0, 1023), st.floats(-10, 10, width=32), max_size=3),
+    banned_token_ids=st.lists(st.integers(0, 1023), max_size=3),
 )
 prompts = st.one_of(
     st.fixed_dictionaries({"prompt": st.one_of(st.just(PROMPT), st.text(min_size=1, max_size=80))}),
@@ -44,7 +51,15 @@ requests = st.builds(
         stop_strings=st.lists(st.text("aeil .", min_size=1, max_size=3), max_size=3),
         ignore_eos=st.booleans(),
     ),
-    response_options=st.builds(llm_pb2.ResponseOptions, tokens=st.booleans()),
+    response_options=st.builds(
+        llm_pb2.ResponseOptions,
+        tokens=st.booleans(),
+        top_logprobs=st.integers(0, 2),
+        token_text=st.booleans(),
+        prompt_tokens=st.booleans(),
+        echo=st.booleans(),
+        receipt=st.booleans(),
+    ),
     cache=st.just(FRESH),
 )
 
@@ -62,6 +77,8 @@ def joined(parts: list[Response]) -> Response:
     whole.generated_text = "".join(part.generated_text for part in parts)
     whole.ClearField("tokens")
     whole.tokens.extend(token for part in parts for token in part.tokens)
+    if parts[0].HasField("prompt_info"):
+        whole.prompt_info.CopyFrom(parts[0].prompt_info)
     whole.sequence = 0
     return whole
 
@@ -72,7 +89,9 @@ def test_unary_is_the_joined_stream(stub: llm_pb2_grpc.LLMServiceStub, request: 
     parts = list(stub.StreamGenerateText(request, timeout=60))
     assert [part.sequence for part in parts] == list(range(len(parts)))
     assert [bool(part.finish_reason) for part in parts] == [False] * (len(parts) - 1) + [True]
-    assert all(bool(part.tokens) is request.response_options.tokens for part in parts)
+    options = request.response_options
+    has_tokens = options.tokens or options.token_text or options.top_logprobs > 0
+    assert all(bool(part.tokens) is has_tokens for part in parts)
     assert stub.GenerateText(request, timeout=60) == joined(parts)
 
 

@@ -140,6 +140,28 @@ def test_health(grpcurl: Grpcurl) -> None:
         assert answer == {"status": "SERVING"}
 
 
+def test_several_sequences_with_their_tokens_and_a_receipt(grpcurl: Grpcurl) -> None:
+    asked = {
+        "prompt": PROMPT,
+        "max_tokens": 8,
+        "sampling": {"temperature": 1, "seed": "18446744073709551615", "n": 2},
+        "stopping": {"stop_strings": ["\n"], "include_stop": True},
+        "response_options": {"token_text": True, "echo": True, "receipt": True},
+        "truncate_prompt_tokens": 3,
+    }
+    [answer] = parsed(Response, grpcurl("llm_grpc.v1.LLMService/GenerateText", data=json.dumps(asked)))
+    assert [(each.index, each.seed) for each in answer.sequences] == [(0, 2**64 - 1), (1, 0)]
+    for each in answer.sequences:
+        assert b"".join(token.text for token in each.tokens).decode() == each.generated_text
+    assert PROMPT.endswith(answer.prompt_info.text)
+    assert answer.prompt_info.truncated_tokens > 0
+    assert answer.receipt.seed == 2**64 - 1
+    stream = parsed(Response, grpcurl("llm_grpc.v1.LLMService/StreamGenerateText", data=json.dumps(asked)))
+    for each in answer.sequences:
+        own = [part for part in stream if part.index == each.index]
+        assert "".join(part.generated_text for part in own) == each.generated_text
+
+
 def test_an_error_shows_its_details(tool: Callable[[str], str], embedded: ServerProcess) -> None:
     method = "llm_grpc.v1.LLMService/GenerateText"
     command = [tool("grpcurl"), "-plaintext", "-d", "{}", embedded.address, method]

@@ -15,9 +15,11 @@ TEXTS = st.text("ab", max_size=30) | st.text("abé😀", max_size=30)
 STOPS = st.lists(st.text("ab", min_size=1, max_size=5) | st.text("bé😀", min_size=1, max_size=4), max_size=4)
 
 
-def reference(text: str, stops: tuple[str, ...]) -> tuple[str, str | None]:
-    """What may be shown of ``text``, and the stop string that ended it: the first to be complete."""
-    for end in range(1, len(text) + 1):
+def reference(text: str, stops: tuple[str, ...], num_early: int = 0) -> tuple[str, str | None]:
+    """What may be shown of ``text``, and the stop string that ended it: the first to be complete after the
+    characters that come too early for it.
+    """
+    for end in range(num_early + 1, len(text) + 1):
         complete = [stop for stop in stops if text[:end].endswith(stop)]
         if complete:
             stop = max(complete, key=len)
@@ -60,6 +62,33 @@ def test_what_is_shown_stays_right_whatever_comes(text: str, stops: list[str], f
     held = text[len(shown) :]
     assert reference(text + future, tuple(stops))[0].startswith(shown)
     assert held == "" or any(stop.startswith(held) and stop != held for stop in stops)
+
+
+@settings(max_examples=400)
+@given(
+    text=TEXTS,
+    stops=STOPS,
+    cuts=st.lists(st.integers(0, 30), max_size=12),
+    num_early=st.integers(0, 12),
+    includes_stop=st.booleans(),
+)
+def test_a_stop_string_that_ends_too_early_is_text(
+    text: str, stops: list[str], cuts: list[int], num_early: int, includes_stop: bool
+) -> None:
+    pieces = cut(text, cuts)
+    early_text = "".join(pieces[:num_early])
+    shown, stop = reference(text, tuple(stops), len(early_text))
+    matcher, out = StopStringMatcher(tuple(stops), includes_stop=includes_stop), list[str]()
+    found = None
+    for at, piece in enumerate(pieces):
+        found = matcher.push(piece, out, is_early=at < num_early)
+        if found is not None:
+            break
+        assert shown.startswith("".join(out)), "nothing of a stop string is let out"
+    else:
+        matcher.flush(out)
+    assert found == stop
+    assert "".join(out) == shown + (stop or "") * includes_stop
 
 
 @pytest.mark.parametrize(

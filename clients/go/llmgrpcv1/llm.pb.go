@@ -285,7 +285,8 @@ func (x *GenerateTextRequest) GetCache() *Cache {
 // out (constraint, allowed_token_ids, banned_token_ids, stopping.min_tokens), logit_bias is added, then
 // come repetition_penalty, frequency_penalty and presence_penalty. Temperature 0 takes the largest. Else
 // they are divided by temperature, and top_k, top_p, min_p and typical_p, in this order, each keep a part
-// of what the ones before have left; a token is drawn from the rest.
+// of what the ones before have left; a token is drawn from the rest. Of what takes tokens out, one that
+// would leave none is passed over, in the order in which they are named above.
 type Sampling struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// temperature divides the logits, 0 to 2. 0 is greedy: the most likely token. Unset means the
@@ -294,8 +295,8 @@ type Sampling struct {
 	// top_p keeps the smallest set of most likely tokens whose probability reaches it, above 0 and at
 	// most 1. Unset means the server's default; 1 keeps all.
 	TopP *float32 `protobuf:"fixed32,2,opt,name=top_p,json=topP,proto3,oneof" json:"top_p,omitempty"`
-	// top_k keeps that many of the most likely tokens, 0 or more. Unset means the server's default;
-	// 0 keeps all.
+	// top_k keeps that many of the most likely tokens, and those that are as likely as the last of them:
+	// 0 or more. Unset means the server's default; 0 keeps all.
 	TopK *int32 `protobuf:"varint,3,opt,name=top_k,json=topK,proto3,oneof" json:"top_k,omitempty"`
 	// seed makes sampling repeatable: the same request with the same seed gives the same tokens on the
 	// same model and runtime, alone or in a batch. Unset means that the server draws one and reports it.
@@ -322,7 +323,7 @@ type Sampling struct {
 	// At most Model.limits.max_token_list.
 	AllowedTokenIds []int32 `protobuf:"varint,11,rep,packed,name=allowed_token_ids,json=allowedTokenIds,proto3" json:"allowed_token_ids,omitempty"`
 	// banned_token_ids may not come. At most Model.limits.max_token_list. It must not ban all that
-	// allowed_token_ids allow.
+	// allowed_token_ids allow, nor the whole vocabulary.
 	BannedTokenIds []int32 `protobuf:"varint,12,rep,packed,name=banned_token_ids,json=bannedTokenIds,proto3" json:"banned_token_ids,omitempty"`
 	// n is the number of sequences to generate, 1 to Model.limits.max_sequences. Unset means 1. Sequence i
 	// is what one request with the seed plus i gets (modulo 2^64); the prompt is computed once. More than one
@@ -463,10 +464,11 @@ type Stopping struct {
 	// stop_token_ids end the text as an end-of-sequence token does, with finish_reason STOP. They give no
 	// text, unless include_stop is set. At most Model.limits.max_token_list.
 	StopTokenIds []int32 `protobuf:"varint,2,rep,packed,name=stop_token_ids,json=stopTokenIds,proto3" json:"stop_token_ids,omitempty"`
-	// include_stop leaves the stop string, or the text of the stop token, at the end of the text.
+	// include_stop leaves the stop string, or the text of the one of stop_token_ids, at the end of the text.
 	IncludeStop bool `protobuf:"varint,3,opt,name=include_stop,json=includeStop,proto3" json:"include_stop,omitempty"`
 	// min_tokens is the number of tokens before which neither an end-of-sequence token nor one of
-	// stop_token_ids may come, and before which no stop string is looked for: 0 to max_tokens.
+	// stop_token_ids may come, and before which no stop string ends the text: 0 to max_tokens. One that these
+	// tokens complete is text like any other. Sampling must leave a token that may come before.
 	MinTokens int32 `protobuf:"varint,4,opt,name=min_tokens,json=minTokens,proto3" json:"min_tokens,omitempty"`
 	// ignore_eos makes an end-of-sequence token a token like any other: the text ends at a stop string,
 	// at max_tokens or at the context limit.
@@ -543,15 +545,16 @@ func (x *Stopping) GetIgnoreEos() bool {
 // ResponseOptions say what the answer holds besides the text.
 type ResponseOptions struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// tokens asks for GenerateTextResponse.tokens on every message. A stream then has a message for each
-	// token that has come, also where its text is not complete yet.
+	// tokens asks for GenerateTextResponse.tokens on every message. A stream then has a message for what has
+	// come, also where its text is not complete yet.
 	Tokens bool `protobuf:"varint,1,opt,name=tokens,proto3" json:"tokens,omitempty"`
 	// logprobs asks for Token.logprob. It implies tokens.
 	Logprobs bool `protobuf:"varint,2,opt,name=logprobs,proto3" json:"logprobs,omitempty"`
 	// top_logprobs asks for that many Token.top_logprobs, 0 to Model.limits.max_top_logprobs. It implies
-	// tokens.
+	// logprobs.
 	TopLogprobs int32 `protobuf:"varint,3,opt,name=top_logprobs,json=topLogprobs,proto3" json:"top_logprobs,omitempty"`
-	// token_text asks for Token.text and Token.text_offset. It implies tokens.
+	// token_text asks for Token.text and Token.text_offset, and for TopLogprob.text, also of the prompt's
+	// tokens where they are asked for. It implies tokens.
 	TokenText bool `protobuf:"varint,4,opt,name=token_text,json=tokenText,proto3" json:"token_text,omitempty"`
 	// prompt_logprobs asks for the logarithms of probabilities of the prompt's tokens, in prompt_info. The
 	// whole prompt is computed for that, whatever is cached.
@@ -934,8 +937,8 @@ type GenerateTextResponse struct {
 	// response_options.tokens asks for it. They count as usage.completion_tokens does: tokens whose text a
 	// stop string took away are among them.
 	Tokens []*Token `protobuf:"bytes,5,rep,name=tokens,proto3" json:"tokens,omitempty"`
-	// prompt_info is what response_options ask for about the prompt. Set on the first message of a stream,
-	// which has index 0.
+	// prompt_info is what response_options ask for about the prompt, and what truncate_prompt_tokens took
+	// away where it is set. Set on the first message of a stream, which has index 0 then.
 	PromptInfo *PromptInfo `protobuf:"bytes,6,opt,name=prompt_info,json=promptInfo,proto3" json:"prompt_info,omitempty"`
 	// stop_match is what ended the text. Unset where something else did than a text or a token.
 	//
@@ -1292,9 +1295,10 @@ type Token struct {
 	// top_logprobs are the likeliest tokens at this place, likeliest first, of equal ones the lower id first.
 	TopLogprobs []*TopLogprob `protobuf:"bytes,3,rep,name=top_logprobs,json=topLogprobs,proto3" json:"top_logprobs,omitempty"`
 	// text is the bytes that this token gave the text: a part of a character at times, hence bytes. Those of
-	// all tokens, one after the other, are the text, where no stop string took some away.
+	// all tokens, one after the other, are the text in UTF-8, where no stop string took some away. Bytes that
+	// are no UTF-8 are themselves here, and U+FFFD in the text. Special tokens give none.
 	Text []byte `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
-	// text_offset is where they begin: bytes of UTF-8 from the beginning of the sequence's text.
+	// text_offset is where they begin: the number of bytes that the tokens before gave.
 	TextOffset    int32 `protobuf:"varint,5,opt,name=text_offset,json=textOffset,proto3" json:"text_offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1372,7 +1376,7 @@ type TopLogprob struct {
 	Id int32 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	// logprob is the natural logarithm of its probability, as Token.logprob is.
 	Logprob float32 `protobuf:"fixed32,2,opt,name=logprob,proto3" json:"logprob,omitempty"`
-	// text is the token's bytes, where response_options.token_text asks for texts.
+	// text is the bytes that it would have given the text, where response_options.token_text asks for texts.
 	Text          []byte `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
