@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 
+from llm_grpc.engine.constraint import TokenConstraint
 from llm_grpc.engine.engine import Abort, Engine, Load, Stop
 from llm_grpc.engine.mailbox import Mailbox
 from llm_grpc.engine.model_runner import ModelRunner
@@ -43,6 +44,7 @@ class AsyncEngine:
         self._loop = loop
         self._on_health = on_health
         self._ids = itertools.count(1)
+        self._groups = itertools.count(1)
         self._interval_s = interval_s
         self._inboxes: dict[int, Mailbox] = {}
         self._was_healthy = True
@@ -76,8 +78,19 @@ class AsyncEngine:
         self._engine.inbox.put(Stop())
         await asyncio.to_thread(self._worker.join)
 
+    def new_group(self) -> int:
+        """A number for requests that share the beginning of their prompts."""
+        return next(self._groups)
+
     async def generate(
-        self, prompt_ids: Sequence[int], params: SamplingParams
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        constraint: TokenConstraint | None = None,
+        group: int = 0,
+        first_score: int | None = None,
+        priority: int = 0,
     ) -> AsyncGenerator[list[TokenEvent], None]:
         """Yield the request's tokens, as many as have come since the last time, at least one.
 
@@ -90,7 +103,8 @@ class AsyncEngine:
             raise EngineFailed("the engine is not running")
         request_id = next(self._ids)
         mailbox = self._inboxes[request_id] = Mailbox(self._loop, self._interval_s)
-        self._engine.inbox.put(Request(request_id, prompt_ids, params))
+        request = Request(request_id, prompt_ids, params, constraint, group, first_score, priority)
+        self._engine.inbox.put(request)
         ended = False
         try:
             while not ended:

@@ -68,6 +68,7 @@ class Request:
     output_ids: list[int] = field(default_factory=list)
     lookup: PromptLookup | None = None
     known_ids: Sequence[int] = field(init=False)
+    prompt_scores: list[TokenScore] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.known_ids = self.prompt_ids
@@ -75,7 +76,8 @@ class Request:
     @property
     def salt(self) -> str | None:
         """What the request shares the cache by; None is with nobody."""
-        return None if self.params.cache_disabled else self.params.cache_salt
+        is_alone = self.params.cache_disabled or self.first_score is not None
+        return None if is_alone else self.params.cache_salt
 
     @property
     def is_untouched(self) -> bool:

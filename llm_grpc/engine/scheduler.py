@@ -10,7 +10,7 @@ from llm_grpc.engine.guessing import guessing_step, learn, num_wrong
 from llm_grpc.engine.kv_memory import KvMemory
 from llm_grpc.engine.request import FailedEvent, Request, TokenEvent, slot_of
 from llm_grpc.engine.step_budget import StepBudget
-from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, StepPlan, StepResult
+from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, Sample, Score, StepPlan, StepResult
 
 
 class Scheduler:
@@ -85,13 +85,16 @@ class Scheduler:
         rows = tuple(self._decode_row(request) for request in decoding)
         samples = [self._sample(request, row) for row, request in enumerate(decoding)]
         samples += [self._sample(request, row) for request, row in last_tokens]
-        return self._memory.with_changes(StepPlan(rows, tuple(chunks), tuple(samples)))
+        scores = tuple(self._scores(chunks, len(decoding)))
+        return self._memory.with_changes(StepPlan(rows, tuple(chunks), tuple(samples), scores=scores))
 
     def commit(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
         """Take the tokens that a plan's run chose, advance its requests and free the finished ones."""
         tokens = result.tokens
         chosen = list(zip(plan.samples, tokens, strict=True))
         self._memory.committed(plan)
+        for wanted, score in zip(plan.scores, result.scores, strict=True):
+            self._running[wanted.request_id].prompt_scores.append(score)
         by_slot = {request.slot: request for request in self._running.values()}
         for row in plan.decode:
             self._computed(by_slot[row.slot], (row.token,))
@@ -189,6 +192,19 @@ class Scheduler:
                 last_tokens.append((request, end - 1))
         return chunks, last_tokens
 
+    def _scores(self, chunks: list[PrefillChunk], row: int) -> Iterator[Score]:
+        """The tokens of prompts that are scored, each after the row of the one before it."""
+        by_slot = {request.slot: request for request in self._running.values()}
+        for chunk in chunks:
+            request = by_slot[chunk.slot]
+            for place in range(chunk.start + 1, chunk.start + len(chunk.tokens) + 1):
+                first = request.first_score
+                if first is not None and first <= place < len(request.prompt_ids):
+                    num_top = request.params.num_prompt_logprobs or 0
+                    token = request.prompt_ids[place]
+                    yield Score(request.request_id, row + place - chunk.start - 1, token, num_top)
+            row += len(chunk.tokens)
+
     def _guess(self, request: Request) -> StepPlan | None:
         """A step that checks guesses at what the only request says next."""
         left = request.most_tokens(self._context_tokens) - request.num_tokens
@@ -212,4 +228,5 @@ class Scheduler:
             self._free(request)
         found = request.num_cached if request.num_found is None else request.num_found
         is_first = len(request.output_ids) == 1
-        return TokenEvent(request.request_id, token, reason, found if is_first else 0)
+        scores = tuple(request.prompt_scores) if is_first else ()
+        return TokenEvent(request.request_id, token, reason, found if is_first else 0, None, scores)

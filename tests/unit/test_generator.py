@@ -38,7 +38,7 @@ class ScriptedEngine:
         self.closed = False
 
     async def generate(
-        self, prompt_ids: Sequence[int], params: SamplingParams
+        self, prompt_ids: Sequence[int], params: SamplingParams, **_: object
     ) -> AsyncGenerator[list[TokenEvent], None]:
         last = FinishReason.EOS if self._tokens[-1] == self._eos_id else FinishReason.LENGTH
         events = [TokenEvent(1, token) for token in self._tokens[:-1]]
