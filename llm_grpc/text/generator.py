@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from typing import NamedTuple
 
 from llm_grpc.engine.async_engine import AsyncEngine
@@ -12,6 +12,7 @@ from llm_grpc.errors import InvalidParameter
 from llm_grpc.metrics import Metrics, RequestClock
 from llm_grpc.sampling_params import FinishReason, SamplingParams
 from llm_grpc.text.admission import Admission
+from llm_grpc.text.cancellation import until_cancelled
 from llm_grpc.text.detokenizer import Detokenizer
 from llm_grpc.text.stop_strings import StopStringMatcher
 from llm_grpc.text.text_request import AnswerOptions, TextRequest
@@ -55,14 +56,18 @@ class TextGenerator:
     ) -> None:
         self._tokenizer = tokenizer
         self._engine = engine
-        self._admission = admission
+        self.admission = admission
         self._metrics = metrics
         self._max_request_tokens = max_request_tokens
 
-    async def generate(self, request: TextRequest) -> AsyncGenerator[TextDelta, None]:
+    async def generate(
+        self, request: TextRequest, *, is_admitted: bool = False
+    ) -> AsyncGenerator[TextDelta, None]:
         """Yield the text of one request as it is generated; the last delta carries the finish reason.
 
-        A delta without text is yielded where it is the last or where the request asked for tokens.
+        A delta without text is yielded where it is the last or where the request asked for tokens. Where the
+        request is cancelled, the last delta has the text that was held back. Who ``is_admitted`` holds the
+        permits of ``admission`` already.
 
         Closing or cancelling the iterator frees the request's slot within one engine step.
 
@@ -73,24 +78,32 @@ class TextGenerator:
             EngineFailed: a run of the model failed.
         """
         prompt, params = request.prompt, request.params
-        with self._admission.permit():
+        with nullcontext() if is_admitted else self.admission.permit():
             clock = RequestClock(self._metrics)
             prompt_ids = await self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
             self._check_memory(len(prompt_ids), params)
             clock.prompt(len(prompt_ids))
             text = _Text(Detokenizer(self._tokenizer, prompt_ids), params, request.options)
-            async with aclosing(self._engine.generate(prompt_ids, params)) as batches:
+            async with aclosing(self._tokens(prompt_ids, request)) as batches:
                 async for events in batches:
-                    delta = text.push(events)
+                    delta = text.push(events) if events else text.cancel()
                     if text.has_begun and not params.cache_disabled:
                         clock.looked_up(len(prompt_ids), text.cached_tokens)
-                    clock.tokens(text.num_new_tokens)
+                    if events:
+                        clock.tokens(text.num_new_tokens)
                     if delta.finish_reason:
                         clock.finished(delta.finish_reason)
                     if delta.text or delta.finish_reason or delta.tokens:
                         yield delta
                     if delta.finish_reason:
                         return
+
+    def _tokens(
+        self, prompt_ids: Sequence[int], request: TextRequest
+    ) -> AsyncGenerator[Sequence[TokenEvent], None]:
+        """What comes from the engine; an empty batch where the request is cancelled."""
+        batches = self._engine.generate(prompt_ids, request.params, priority=request.priority)
+        return until_cancelled(batches, request.cancellation) if request.cancellation else batches
 
     def _check_memory(self, num_prompt: int, params: SamplingParams) -> None:
         limit = self._max_request_tokens
@@ -116,9 +129,17 @@ class _Text:
     @property
     def has_begun(self) -> bool:
         """Whether the events that were pushed last are the first."""
-        return self._num_tokens == self.num_new_tokens
+        return 0 < self._num_tokens == self.num_new_tokens
 
-    def push(self, events: list[TokenEvent]) -> TextDelta:
+    def cancel(self) -> TextDelta:
+        """End the text where it is, with what was held back."""
+        self.num_new_tokens = 0
+        parts: list[str] = []
+        if self._stops.push(self._detokenizer.flush(), parts) is None:
+            self._stops.flush(parts)
+        return self._last("".join(parts), FinishReason.CANCELLED, None, [])
+
+    def push(self, events: Sequence[TokenEvent]) -> TextDelta:
         """Take at least one event; what comes after the end of the text is passed over."""
         parts: list[str] = []
         tokens: list[int] = []
