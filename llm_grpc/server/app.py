@@ -19,6 +19,7 @@ from llm_grpc.engine.worker import Worker
 from llm_grpc.errors import StartupError
 from llm_grpc.manifest import Manifest, check_digests, load_manifest, manifest_digest
 from llm_grpc.metrics import Metrics
+from llm_grpc.server.calls import Calls
 from llm_grpc.server.health import Health
 from llm_grpc.server.identity import AnonymousAuthenticator, Authenticator
 from llm_grpc.server.interceptors import MetricsInterceptor, RequestInterceptor
@@ -26,10 +27,12 @@ from llm_grpc.server.kv_cache import blocks_that_fit, make_memory, slot_tokens
 from llm_grpc.server.listeners import MetricsListener, bind
 from llm_grpc.server.models import Models
 from llm_grpc.server.planes import DATA_PLANE, admin_plane, data_plane
+from llm_grpc.server.replays import Replays
 from llm_grpc.server.runners import MakeRunner, cache_bytes, runner_for
 from llm_grpc.server.served_model import ServedModel
 from llm_grpc.text.admission import Admission
 from llm_grpc.text.generator import TextGenerator
+from llm_grpc.text.scorer import TextScorer
 from llm_grpc.text.tokenizer import TextTokenizer
 from llm_grpc.v1 import admin_pb2
 
@@ -68,7 +71,11 @@ class Server:
             MetricsInterceptor(self._metrics),
             RequestInterceptor(authenticator or AnonymousAuthenticator()),
         )
-        self._grpc = data_plane(self._models, self._health, server.max_message_bytes, interceptors)
+        replays = Replays(server.dedupe_window_s, server.dedupe_memory)
+        self.calls = Calls(replays, lambda _: server.max_priority)
+        self._grpc = data_plane(
+            self._models, self.calls, self._health, server.max_message_bytes, interceptors
+        )
         self._admin = admin_plane(self._load_now, server.max_message_bytes, interceptors)
         self._listener: MetricsListener | None = None
         self._engine: AsyncEngine | None = None
@@ -164,6 +171,7 @@ class Server:
                     self._metrics,
                     context_tokens if context_tokens < self._context_tokens else None,
                 ),
+                scorer=TextScorer(tokenizer, self._engine, self.admission, self._metrics),
             )
         )
         await self._update_health()

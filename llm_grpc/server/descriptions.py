@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from llm_grpc.config import MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS
+from llm_grpc.config import MAX_BATCH_ITEMS, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS, MAX_TOP_LOGPROBS
 from llm_grpc.server.served_model import ServedModel
 from llm_grpc.v1 import model_pb2
 
 
-def to_model(model: ServedModel) -> model_pb2.Model:
-    """The description of a model."""
+def to_model(model: ServedModel, max_priority: int) -> model_pb2.Model:
+    """The description of a model for a caller whose priority is at most ``max_priority``."""
     manifest = model.manifest
     return model_pb2.Model(
         name=model.name,
@@ -20,6 +20,9 @@ def to_model(model: ServedModel) -> model_pb2.Model:
             max_stop_strings=MAX_STOP_STRINGS,
             max_stop_string_bytes=MAX_STOP_STRING_BYTES,
             max_message_bytes=model.max_message_bytes,
+            max_top_logprobs=MAX_TOP_LOGPROBS,
+            max_batch_items=MAX_BATCH_ITEMS,
+            max_priority=max_priority,
         ),
         defaults=model_pb2.Defaults(
             max_tokens=model.default_max_tokens,

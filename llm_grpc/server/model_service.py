@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llm_grpc.errors import UnsupportedParameter
 from llm_grpc.server.descriptions import to_model
+from llm_grpc.server.identity import Identity, current_identity
 from llm_grpc.server.models import Models
 from llm_grpc.v1 import model_pb2, model_pb2_grpc
 
@@ -13,12 +15,14 @@ from llm_grpc.v1 import model_pb2, model_pb2_grpc
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     """Read-only facts about the models."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, priority_cap: Callable[[Identity], int]) -> None:
         self._models = models
+        self._priority_cap = priority_cap
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Any) -> model_pb2.GetModelResponse:
         """Describe one model."""
-        return model_pb2.GetModelResponse(model=to_model(self._models.get(request.name)))
+        model, max_priority = self._models.get(request.name), self._priority_cap(current_identity.get())
+        return model_pb2.GetModelResponse(model=to_model(model, max_priority))
 
     async def ListModels(
         self, request: model_pb2.ListModelsRequest, context: Any

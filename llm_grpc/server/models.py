@@ -23,6 +23,11 @@ class Models:
         """The model takes requests from now on."""
         self._loaded = model
 
+    def refuse_if_draining(self) -> None:
+        """Raise Draining where the server takes no more calls."""
+        if self.draining:
+            raise Draining("the server is stopping; call again, and another one will answer")
+
     def get(self, name: str) -> ServedModel:
         """The model ``name``, or the default one where it is empty.
 
@@ -31,8 +36,7 @@ class Models:
             ModelNotFound: there is no such model.
             ModelNotReady: it is loading.
         """
-        if self.draining:
-            raise Draining("the server is stopping; call again, and another one will answer")
+        self.refuse_if_draining()
         if name not in ("", self.name):
             raise ModelNotFound(f"model: there is no {name!r} here; this server has {self.name!r}")
         if self._loaded is None:

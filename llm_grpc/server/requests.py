@@ -14,7 +14,7 @@ from llm_grpc.text.text_request import AnswerOptions, TextRequest
 from llm_grpc.v1 import llm_pb2
 
 _LATER = {
-    "": {"constraint", "request_id", "priority", "adapter", "truncate_prompt_tokens"},
+    "": {"constraint", "adapter", "truncate_prompt_tokens"},
     "sampling": {
         "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias",
         "allowed_token_ids", "banned_token_ids", "n",
@@ -58,7 +58,7 @@ def _sampling_params(request: llm_pb2.GenerateTextRequest, model: ServedModel) -
         stop_strings=_stop_strings(stopping),
         ignore_eos=stopping.ignore_eos,
         cache_disabled=request.cache.disabled or not model.prefix_reuse,
-        cache_salt=_salt(request.cache.salt),
+        cache_salt=checked_salt(request.cache.salt),
     )
 
 
@@ -74,7 +74,7 @@ def _prompt(request: llm_pb2.GenerateTextRequest, model: ServedModel) -> str | S
     if len(ids) > model.max_prompt_tokens:
         limit = f"the limit is {model.max_prompt_tokens}"
         raise PromptTooLong("prompt_token_ids", f"has {len(ids)} tokens, and {limit}")
-    return _checked_ids(list(ids), model.manifest.vocabulary_size - 1)
+    return checked_ids("prompt_token_ids", ids, model.manifest.vocabulary_size - 1)
 
 
 def _refuse_later_fields(request: llm_pb2.GenerateTextRequest) -> None:
@@ -135,15 +135,17 @@ def _stop_strings(stopping: llm_pb2.Stopping) -> tuple[str, ...]:
     return stops
 
 
-def _salt(salt: str) -> str:
+def checked_salt(salt: str) -> str:
+    """``salt``; raise InvalidParameter where it is too long."""
     size = len(salt.encode())
     if size > MAX_SALT_BYTES:
         raise InvalidParameter("cache.salt", f"has {size} bytes of UTF-8, and the limit is {MAX_SALT_BYTES}")
     return salt
 
 
-def _checked_ids(ids: list[int], last: int) -> list[int]:
+def checked_ids(field: str, ids: Sequence[int], last: int) -> list[int]:
+    """``ids``, of which there are some; raise InvalidParameter unless each is 0 to ``last``."""
     if min(ids) < 0 or max(ids) > last:
         index, token = next((i, token) for i, token in enumerate(ids) if not 0 <= token <= last)
-        raise InvalidParameter(f"prompt_token_ids[{index}]", f"is {token}, and must be 0 to {last}")
-    return ids
+        raise InvalidParameter(f"{field}[{index}]", f"is {token}, and must be 0 to {last}")
+    return list(ids)

@@ -57,6 +57,12 @@ class TextTokenizer:
             raise PromptTooLong("prompt", f"has {len(ids)} tokens, and the limit is {self.max_prompt_tokens}")
         return ids
 
+    async def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, without special tokens."""
+        if sum(map(len, texts)) <= _INLINE_CHARACTERS:
+            return self._encode_plain(texts)
+        return await asyncio.to_thread(self._encode_plain, texts)
+
     def text_alone(self, token_id: int) -> str:
         """The text of one id without neighbours. Each is computed once: at most the vocabulary is kept."""
         text = self._texts.get(token_id)
@@ -72,3 +78,6 @@ class TextTokenizer:
     def _encode(self, prompt: str) -> list[int]:
         ids: list[int] = self.raw.encode(prompt).ids
         return ids
+
+    def _encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.raw.encode(text, add_special_tokens=False).ids for text in texts]
