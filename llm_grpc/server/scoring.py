@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncGenerator, Sequence
 
 from llm_grpc.config import MAX_BATCH_ITEMS, MAX_TOP_LOGPROBS
@@ -46,13 +47,21 @@ def _score_request(request: ScoreTextRequest, model: ServedModel, call: Call) ->
             max_tokens=1,
             ignore_eos=True,
             num_prompt_logprobs=request.top_logprobs,
-            cache_disabled=request.cache.disabled or not model.prefix_reuse,
-            cache_salt=checked_salt(request.cache.salt),
+            cache_salt=_salt(request, model),
         ),
         token_text=request.token_text,
         priority=call.priority,
         cancellation=call.cancellation,
     )
+
+
+def _salt(request: ScoreTextRequest, model: ServedModel) -> str:
+    """What the call's candidates share the cache by. Where they may share it with nobody else, it is a salt
+    that nobody else has: without any the prompt would be computed again for whoever comes when all before
+    have ended.
+    """
+    salt = checked_salt(request.cache.salt)
+    return secrets.token_hex() if request.cache.disabled or not model.prefix_reuse else salt
 
 
 def _prompt(request: ScoreTextRequest, model: ServedModel) -> str | Sequence[int]:

@@ -267,3 +267,22 @@ def test_the_likeliest_continuation_is_what_the_model_says(embedded: ServerProce
         scored = stub.ScoreText(request, timeout=60)
     assert [token.top_logprobs[0].id for token in scored.scores[0].tokens] == ids, "greedy is the likeliest"
     assert scored.scores[0].logprob > max(score.logprob for score in scored.scores[1:])
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the engine does not look for what prompts that are scored begin with yet"
+)
+@pytest.mark.parametrize("cache", [llm_pb2.Cache(), llm_pb2.Cache(disabled=True)], ids=["cached", "alone"])
+async def test_the_prompt_is_computed_once(serve: Serve, cache: llm_pb2.Cache) -> None:
+    runner = ScoringRunner()
+    async with serve(runner) as (_, channel):
+        stub = llm_pb2_grpc.LLMServiceStub(channel)
+        request = Request(prompt="p" * 40, candidates=["abc", "abd", "x", "yz"], cache=cache)
+        response = await stub.ScoreText(request, timeout=30)
+        computed = sum(plan.num_tokens for plan in runner.plans)
+        # The prompt's last token tells of a candidate's first one, so it is each candidate's own.
+        assert computed <= 40 + 9 + 4
+        assert response.usage.cached_tokens == 0
+        again = await stub.ScoreText(request, timeout=30)
+        assert again.scores == response.scores
+        assert (again.usage.cached_tokens > 0) is not cache.disabled
