@@ -29,6 +29,8 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 256
 MAX_SALT_BYTES = 256
 MAX_NAME_CHARACTERS = 200
+MAX_REQUEST_ID_BYTES = 128
+MAX_PRIORITY = 100
 
 MAX_PENALTY = 2.0
 """Of presence and frequency, both ways."""
@@ -188,6 +190,15 @@ class ServerConfig:
 
     stream_interval_ms: Annotated[int, Field(ge=0, le=60_000)] = 0
     """Least milliseconds between two messages of a stream; the first and the last never wait."""
+
+    dedupe_window_s: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)] = 60.0
+    """Seconds after its end that an answer is given again to who asks again; 0 turns joining off, too."""
+
+    dedupe_memory: Size = 64 * 2**20
+    """Most memory for those answers, such as 64MiB; the oldest go first."""
+
+    max_priority: Annotated[int, Field(ge=0, le=MAX_PRIORITY)] = 0
+    """Highest priority that a request is queued with; by 0 requests may stand back, but not push forward."""
 
     drain_window_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 5.0
     """Seconds after SIGTERM during which health says NOT_SERVING and calls are still accepted."""

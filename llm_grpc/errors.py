@@ -16,6 +16,7 @@
         ├── QueueFull             the admission bound is reached
         ├── ModelNotReady         the model is loading
         ├── Draining              the server is stopping
+        ├── Cancelled             CancelGeneration ended it, and it has no answer of its own for that
         └── EngineFailed          a run failed
 """
 
@@ -114,6 +115,15 @@ class Draining(RequestError):
 
     reason = "DRAINING"
     retry_after_s = 1.0
+
+
+class Cancelled(RequestError):
+    """The caller ended the request from outside."""
+
+    reason = "CANCELLED"
+
+    def __init__(self) -> None:
+        super().__init__("CancelGeneration ended the request")
 
 
 class EngineFailed(RequestError):

@@ -1,6 +1,7 @@
 """The Python client: ``from llm_grpc.client import Client, AsyncClient``."""
 
 from llm_grpc.client.async_client import AsyncClient, AsyncTextStream
+from llm_grpc.client.batches import BatchResult
 from llm_grpc.client.errors import (
     DeadlineExceeded,
     FieldViolation,
@@ -8,6 +9,7 @@ from llm_grpc.client.errors import (
     LLMError,
     Unavailable,
 )
+from llm_grpc.client.requests import generate_request
 from llm_grpc.client.sync_client import Client, TextStream
 
 __all__ = [
@@ -15,6 +17,8 @@ __all__ = [
     "TextStream",
     "AsyncClient",
     "AsyncTextStream",
+    "BatchResult",
+    "generate_request",
     "LLMError",
     "InvalidRequest",
     "Unavailable",

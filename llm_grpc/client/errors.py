@@ -10,13 +10,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+
+from llm_grpc.v1 import llm_pb2
 
 
 class FieldViolation(NamedTuple):
@@ -87,10 +89,19 @@ def translated() -> Iterator[None]:
 
 def from_rpc_error(error: Any) -> LLMError:
     """Decode the status and the google.rpc details of a ``grpc.RpcError`` or ``grpc.aio.AioRpcError``."""
-    code: grpc.StatusCode = error.code()
+    return _decoded(error.code(), error.details() or "", _details(error))
+
+
+def from_status(status: llm_pb2.Status) -> LLMError:
+    """Decode the error of one item of a batch."""
+    code = next((code for code in grpc.StatusCode if code.value[0] == status.code), grpc.StatusCode.UNKNOWN)
+    return _decoded(code, status.message, status.details)
+
+
+def _decoded(code: grpc.StatusCode, message: str, details: Iterable[Any]) -> LLMError:
     reason, retry_after_s = "", None
     violations: tuple[FieldViolation, ...] = ()
-    for detail in _details(error):
+    for detail in details:
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             reason = _unpack(detail, error_details_pb2.ErrorInfo()).reason
         elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
@@ -100,7 +111,7 @@ def from_rpc_error(error: Any) -> LLMError:
             delay = _unpack(detail, error_details_pb2.RetryInfo()).retry_delay
             retry_after_s = delay.seconds + delay.nanos / 1e9
     kind = _KINDS.get(code, LLMError)
-    return kind(code, error.details() or "", reason, violations, retry_after_s)
+    return kind(code, message, reason, violations, retry_after_s)
 
 
 def _details(error: Any) -> list[Any]:

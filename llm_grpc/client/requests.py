@@ -57,11 +57,11 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> llm_pb2.Genera
         raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
     request = llm_pb2.GenerateTextRequest()
     if isinstance(prompt, str):
-        _set(request, "prompt", prompt)
+        set_field(request, "prompt", prompt)
     else:
-        _extend(request, "prompt_token_ids", prompt)
+        extend_field(request, "prompt_token_ids", prompt)
     for name in _OPTIONAL:
-        _set(request.sampling, name, given.get(name))
+        set_field(request.sampling, name, given.get(name))
     if bias := given.get("logit_bias"):
         _set_bias(request.sampling, bias)
     _set_plain(request, given)
@@ -74,14 +74,14 @@ def _set_plain(request: llm_pb2.GenerateTextRequest, given: dict[str, Any]) -> N
     for path, fields in _PLAIN.items():
         for field, option in fields.items():
             # Unset, it needs no place on the wire, nor does the message that it is in.
-            _set(getattr(request, path) if path else request, field, given.get(option) or None)
+            set_field(getattr(request, path) if path else request, field, given.get(option) or None)
 
 
 def _set_lists(request: llm_pb2.GenerateTextRequest, given: dict[str, Any]) -> None:
     for path, fields in _LISTS.items():
         for field, option in fields.items():
             if values := _sequence(option, given.get(option) or ()):
-                _extend(getattr(request, path), field, values)
+                extend_field(getattr(request, path), field, values)
 
 
 def _set_bias(sampling: llm_pb2.Sampling, bias: Mapping[int, float]) -> None:
@@ -98,11 +98,11 @@ def _set_constraint(constraint: llm_pb2.Constraint, options: dict[str, Any]) -> 
     for name, value in given.items():
         if name == "choice":
             constraint.choice.SetInParent()
-            _extend(constraint.choice, "choices", _sequence(name, value))
+            extend_field(constraint.choice, "choices", _sequence(name, value))
         elif isinstance(value, Mapping):
-            _set(constraint, name, json.dumps(value))
+            set_field(constraint, name, json.dumps(value))
         else:
-            _set(constraint, name, value)
+            set_field(constraint, name, value)
 
 
 def _sequence(option: str, values: Any) -> Any:
@@ -112,7 +112,7 @@ def _sequence(option: str, values: Any) -> Any:
     return values
 
 
-def _extend(message: Message, field: str, values: Sequence[int]) -> None:
+def extend_field(message: Message, field: str, values: Sequence[int | str | bytes]) -> None:
     """Fill one repeated field; an error names it."""
     try:
         getattr(message, field).extend(values)
@@ -120,7 +120,7 @@ def _extend(message: Message, field: str, values: Sequence[int]) -> None:
         raise _misfit(field, "a value", error) from error
 
 
-def _set(message: Message, field: str, value: float | str | bytes | None) -> None:
+def set_field(message: Message, field: str, value: float | str | bytes | None) -> None:
     """Set one field, unless the value is None; an error names field and value."""
     if value is None:
         return

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self, Unpack
 
 import grpc
 
+from llm_grpc.client.batches import BatchItem, BatchResult, batch_request, batch_result
 from llm_grpc.client.calls import CallDefaults
 from llm_grpc.client.channel import (
     DEFAULT_ADDRESS,
@@ -20,6 +21,7 @@ from llm_grpc.client.errors import translated
 from llm_grpc.client.health import LLM_SERVICE, HealthStatus, health_check, health_request, health_status
 from llm_grpc.client.options import GenerateOptions, Prompt
 from llm_grpc.client.requests import generate_request
+from llm_grpc.client.scoring import ScoreOptions, score_request
 from llm_grpc.v1 import llm_pb2, llm_pb2_grpc, model_pb2, model_pb2_grpc
 
 
@@ -64,6 +66,49 @@ class Client:
         """Return the answer as it is generated; leaving the iterator cancels the call."""
         request = generate_request(prompt, options)
         return TextStream(self._llm.StreamGenerateText(request, **self._call(timeout_s)))
+
+    def generate_batch(
+        self,
+        items: Iterable[BatchItem],
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Iterator[BatchResult]:
+        """Yield the results of many requests as they end; leaving the iterator cancels those that have not.
+
+        An item is a prompt, which takes `options`, or a request message of its own. One that cannot be served
+        has an ``LLMError`` as its result, and the others go on. The call begins with the iteration.
+        """
+        return self._results(batch_request(items, options), timeout_s)
+
+    def _results(
+        self, request: llm_pb2.BatchGenerateTextRequest, timeout_s: float | None
+    ) -> Iterator[BatchResult]:
+        call = self._llm.BatchGenerateText(request, **self._call(timeout_s))
+        with translated():
+            try:
+                yield from map(batch_result, call)
+            finally:
+                call.cancel()
+
+    def score(
+        self,
+        prompt: Prompt,
+        candidates: Sequence[Prompt],
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> llm_pb2.ScoreTextResponse:
+        """Tell how likely the model finds each of `candidates`, texts or token ids, after `prompt`."""
+        request = score_request(prompt, candidates, options)
+        with translated():
+            return self._llm.ScoreText(request, **self._call(timeout_s))
+
+    def cancel(self, request_id: str, *, timeout_s: float | None = None) -> int:
+        """End your requests of that id, each with what there is of its answer; return how many there were."""
+        request = llm_pb2.CancelGenerationRequest(request_id=request_id)
+        with translated():
+            return self._llm.CancelGeneration(request, **self._call(timeout_s)).num_cancelled
 
     def get_model(self, name: str = "", *, timeout_s: float | None = None) -> model_pb2.Model:
         """Describe a model: its limits and effective defaults. Empty is the server's default model."""

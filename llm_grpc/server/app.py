@@ -13,6 +13,7 @@ from llm_grpc.config import ModelSettings, ServerConfig
 from llm_grpc.errors import StartupError
 from llm_grpc.metrics import Metrics
 from llm_grpc.server.call_limit import CallLimit
+from llm_grpc.server.calls import Calls
 from llm_grpc.server.descriptions import to_load
 from llm_grpc.server.health import Health
 from llm_grpc.server.identity import AnonymousAuthenticator, Authenticator
@@ -21,6 +22,7 @@ from llm_grpc.server.listeners import MetricsListener, bind
 from llm_grpc.server.model_host import ModelHost, State
 from llm_grpc.server.models import Models
 from llm_grpc.server.planes import DATA_PLANE, Interceptors, admin_plane, data_plane
+from llm_grpc.server.replays import Replays
 from llm_grpc.server.runners import MakeRunner, runner_for, runtime_version
 from llm_grpc.text.admission import Admission
 from llm_grpc.v1 import admin_pb2, model_pb2
@@ -55,8 +57,10 @@ class Server:
             RequestInterceptor(authenticator or AnonymousAuthenticator()),
         )
         limit = (CallLimit(config.max_workers, DATA_PLANE),) if config.max_workers else ()
+        replays = Replays(config.dedupe_window_s, config.dedupe_memory)
+        self.calls = Calls(replays, lambda _: config.max_priority)
         self._grpc = data_plane(
-            self._models, self._info(), self._health, config.max_message_bytes, (*shared, *limit)
+            self._models, self.calls, self._info(), self._health, config.max_message_bytes, (*shared, *limit)
         )
         self._admin = admin_plane(self._load_now, config.max_message_bytes, shared)
         self._listener: MetricsListener | None = None

@@ -21,14 +21,16 @@ _STATES = {
 }
 
 
-def to_model(host: ModelHost, is_default: bool) -> model_pb2.Model:
-    """The description of a model: name, state and whether it is the default while it is loading."""
-    described = _loaded(host.served) if host.served else model_pb2.Model()
+def to_model(host: ModelHost, is_default: bool, max_priority: int) -> model_pb2.Model:
+    """The description of a model for a caller whose priority is at most ``max_priority``: name, state and
+    whether it is the default while it is loading.
+    """
+    described = _loaded(host.served, max_priority) if host.served else model_pb2.Model()
     described.name, described.state, described.is_default = host.name, _STATES[host.state], is_default
     return described
 
 
-def _loaded(model: ServedModel) -> model_pb2.Model:
+def _loaded(model: ServedModel, max_priority: int) -> model_pb2.Model:
     manifest = model.manifest
     return model_pb2.Model(
         kind=model_pb2.MODEL_KIND_DECODER_ONLY,
@@ -44,6 +46,7 @@ def _loaded(model: ServedModel) -> model_pb2.Model:
             max_token_list=MAX_TOKEN_LIST,
             max_constraint_bytes=MAX_CONSTRAINT_BYTES,
             max_batch_items=MAX_BATCH_ITEMS,
+            max_priority=max_priority,
         ),
         defaults=model_pb2.Defaults(
             max_tokens=model.default_max_tokens,

@@ -14,14 +14,19 @@ from llm_grpc.errors import InvalidParameter, UnsupportedParameter
 
 def refuse_unknown_fields(message: Message, path: str = "") -> None:
     """Raise UnsupportedParameter where ``message``, or one inside of it, has a field of another version."""
+    refuse_own_unknown_fields(message, path)
+    for field, value in message.ListFields():
+        for name, inner in _messages(field.name, value):
+            refuse_unknown_fields(inner, f"{path}{name}.")
+
+
+def refuse_own_unknown_fields(message: Message, path: str = "") -> None:
+    """The same, but for the messages inside of ``message``."""
     unknown = UnknownFieldSet(message)
     if len(unknown):
         raise UnsupportedParameter(
             f"{path or 'request.'}{unknown[0].field_number}: this version knows no such field"
         )
-    for field, value in message.ListFields():
-        for name, inner in _messages(field.name, value):
-            refuse_unknown_fields(inner, f"{path}{name}.")
 
 
 def _messages(name: str, value: object) -> Iterable[tuple[str, Message]]:

@@ -20,6 +20,7 @@ from llm_grpc.server.runners import MakeRunner, runtime_of
 from llm_grpc.server.served_model import ServedModel
 from llm_grpc.text.admission import Admission
 from llm_grpc.text.generator import TextGenerator
+from llm_grpc.text.scorer import TextScorer
 from llm_grpc.text.tokenizer import TextTokenizer
 from llm_grpc.v1 import admin_pb2
 
@@ -123,6 +124,7 @@ class ModelHost:
             generator=TextGenerator(
                 tokenizer, self._engine, self.admission, self._metrics, max_request_tokens
             ),
+            scorer=TextScorer(tokenizer, self._engine, self.admission, self._metrics),
             runtime=runtime_of(config, manifest),
             max_held=self.admission.limit,
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llm_grpc.errors import InvalidParameter
 from llm_grpc.server import page_token
 from llm_grpc.server.descriptions import to_model
 from llm_grpc.server.fields import refuse_unknown_fields
+from llm_grpc.server.identity import Identity
 from llm_grpc.server.model_host import ModelHost
 from llm_grpc.server.models import Models
 from llm_grpc.v1 import model_pb2, model_pb2_grpc
@@ -19,8 +21,13 @@ DEFAULT_PAGE_SIZE = 100
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     """Read-only facts about the models, and about the server: ``info``."""
 
-    def __init__(self, models: Models, info: model_pb2.GetServerInfoResponse) -> None:
-        self._models, self._info = models, info
+    def __init__(
+        self,
+        models: Models,
+        info: model_pb2.GetServerInfoResponse,
+        priority_cap: Callable[[Identity], int],
+    ) -> None:
+        self._models, self._info, self._priority_cap = models, info, priority_cap
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Any) -> model_pb2.GetModelResponse:
         """Describe one model."""
@@ -50,7 +57,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         return self._info
 
     def _described(self, host: ModelHost) -> model_pb2.Model:
-        return to_model(host, host is self._models.default)
+        cap = self._priority_cap(current_identity.get())
+        return to_model(host, host is self._models.default, cap)
 
 
 def _page_size(value: int) -> int:

@@ -31,6 +31,11 @@ class Models:
         """All of them, ordered by name."""
         return sorted(self._hosts.values(), key=lambda host: host.name)
 
+    def refuse_if_draining(self) -> None:
+        """Raise Draining where the server takes no more calls."""
+        if self.draining:
+            raise Draining("the server is stopping; call again, and another one will answer")
+
     def get(self, name: str) -> ServedModel:
         """The model ``name``, or the default one where it is empty.
 
@@ -43,8 +48,7 @@ class Models:
 
     def loaded(self, name: str) -> tuple[ModelHost, ServedModel]:
         """The same with its host."""
-        if self.draining:
-            raise Draining("the server is stopping; call again, and another one will answer")
+        self.refuse_if_draining()
         host = self._hosts.get(name) if name else self.default
         if host is None:
             raise ModelNotFound(f"model: there is no {name!r} here; this server has {self._names()}")

@@ -8,6 +8,7 @@ import grpc
 
 from llm_grpc.original import llm_service_pb2_grpc
 from llm_grpc.server.admin_service import AdminServicer
+from llm_grpc.server.calls import Calls
 from llm_grpc.server.health import Health
 from llm_grpc.server.model_service import ModelServicer
 from llm_grpc.server.models import Models
@@ -26,6 +27,7 @@ Interceptors = tuple[grpc.aio.ServerInterceptor, ...]
 
 def data_plane(
     models: Models,
+    calls: Calls,
     info: model_pb2.GetServerInfoResponse,
     health: Health,
     max_message_bytes: int,
@@ -33,10 +35,11 @@ def data_plane(
 ) -> grpc.aio.Server:
     """What callers use: generation, models, health, reflection."""
     server = _server(max_message_bytes, interceptors)
-    llm = LLMServicer(models)
+    llm = LLMServicer(models, calls)
     llm_pb2_grpc.add_LLMServiceServicer_to_server(llm, server)
     llm_service_pb2_grpc.add_LLMServiceServicer_to_server(OriginalServicer(llm), server)
-    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(models, info), server)
+    describing = ModelServicer(models, info, calls.priority_cap)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(describing, server)
     health.add_to(server)
     add_reflection((*DATA_PLANE, HEALTH_SERVICE), server)
     return server

@@ -15,7 +15,7 @@ from llm_grpc.server.stopping_fields import stopping_fields
 from llm_grpc.text.text_request import TextRequest
 from llm_grpc.v1 import llm_pb2
 
-_LATER = {"constraint", "request_id", "priority", "adapter"}
+_LATER = {"constraint", "adapter"}
 """Fields of the contract that are not served yet."""
 
 
@@ -52,7 +52,7 @@ def _sampling_params(request: llm_pb2.GenerateTextRequest, model: ServedModel) -
         num_logprobs=num_logprobs(request.response_options),
         num_prompt_logprobs=num_prompt_logprobs(request.response_options),
         cache_disabled=request.cache.disabled or not model.prefix_reuse,
-        cache_salt=_salt(request.cache.salt),
+        cache_salt=checked_salt(request.cache.salt),
     )
 
 
@@ -77,7 +77,8 @@ def _refuse_later_fields(request: llm_pb2.GenerateTextRequest) -> None:
             raise UnsupportedParameter(f"{field.name}: this version does not serve it")
 
 
-def _salt(salt: str) -> str:
+def checked_salt(salt: str) -> str:
+    """``salt``; raise InvalidParameter where it is too long."""
     size = len(salt.encode())
     if size > MAX_SALT_BYTES:
         raise InvalidParameter("cache.salt", f"has {size} bytes of UTF-8, and the limit is {MAX_SALT_BYTES}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from llm_grpc.config import MAX_SEQUENCES, ModelConfig
 from llm_grpc.manifest import Manifest
 from llm_grpc.text.generator import TextGenerator
+from llm_grpc.text.scorer import TextScorer
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class ServedModel:
     prefix_reuse: bool
     defaults: ModelConfig
     generator: TextGenerator
+    scorer: TextScorer
     runtime: Runtime
     max_held: int
 

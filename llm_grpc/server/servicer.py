@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
 
 from llm_grpc.errors import UnsupportedParameter
 from llm_grpc.original import llm_service_pb2, llm_service_pb2_grpc
+from llm_grpc.server.batch import batch_answers
+from llm_grpc.server.calls import Calls, only
+from llm_grpc.server.fields import refuse_unknown_fields
+from llm_grpc.server.generation import text_parts, whole_text
 from llm_grpc.server.models import Models
-from llm_grpc.server.requests import to_text_request
-from llm_grpc.server.responses import to_answer, to_response
+from llm_grpc.server.scoring import scores
 from llm_grpc.v1 import llm_pb2, llm_pb2_grpc
 from llm_grpc.v1.llm_pb2 import GenerateTextRequest as Request
 from llm_grpc.v1.llm_pb2 import GenerateTextResponse as Response
@@ -23,25 +27,21 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Request, Response]"
 class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
     """``llm_grpc.v1.LLMService``."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, calls: Calls) -> None:
         self._models = models
+        self._calls = calls
 
     async def GenerateText(self, request: Request, context: Context) -> Response:
-        """The whole text: the stream's deltas joined."""
-        model = self._models.get(request.model)
-        asked = to_text_request(request, model)
-        async with aclosing(model.generator.generate(asked)) as deltas:
-            return to_answer([delta async for delta in deltas], request, model)
+        """The whole text."""
+        compute = partial(whole_text, request, self._models)
+        return await only(self._calls.answers("GenerateText", request, compute))
 
     async def StreamGenerateText(self, request: Request, context: Context) -> AsyncIterator[Response]:
         """The text as it is generated."""
-        model = self._models.get(request.model)
-        asked = to_text_request(request, model)
-        async with aclosing(model.generator.generate(asked)) as deltas:
-            sequence = 0
-            async for delta in deltas:
-                yield to_response(delta, sequence, request, model)
-                sequence += 1
+        compute = partial(text_parts, request, self._models)
+        async with aclosing(self._calls.answers("StreamGenerateText", request, compute)) as responses:
+            async for response in responses:
+                yield response
 
     async def Chat(self, request: llm_pb2.ChatRequest, context: Any) -> llm_pb2.ChatResponse:
         """Not served yet."""
@@ -57,19 +57,22 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
     async def BatchGenerateText(
         self, request: llm_pb2.BatchGenerateTextRequest, context: Any
     ) -> AsyncIterator[llm_pb2.BatchGenerateTextResponse]:
-        """Not served yet."""
-        raise UnsupportedParameter("BatchGenerateText: this version does not serve it")
-        yield  # type: ignore[unreachable]
+        """What becomes of each item, as they end."""
+        async with aclosing(batch_answers(request, self._models, self._calls)) as responses:
+            async for response in responses:
+                yield response
 
     async def ScoreText(self, request: llm_pb2.ScoreTextRequest, context: Any) -> llm_pb2.ScoreTextResponse:
-        """Not served yet."""
-        raise UnsupportedParameter("ScoreText: this version does not serve it")
+        """How likely each candidate is."""
+        compute = partial(scores, request, self._models)
+        return await only(self._calls.answers("ScoreText", request, compute))
 
     async def CancelGeneration(
         self, request: llm_pb2.CancelGenerationRequest, context: Any
     ) -> llm_pb2.CancelGenerationResponse:
-        """Not served yet."""
-        raise UnsupportedParameter("CancelGeneration: this version does not serve it")
+        """End the caller's requests of that id."""
+        refuse_unknown_fields(request)
+        return llm_pb2.CancelGenerationResponse(num_cancelled=self._calls.cancel(request.request_id))
 
 
 class OriginalServicer(llm_service_pb2_grpc.LLMServiceServicer):

@@ -25,6 +25,7 @@ _CODES: dict[type[errors.RequestError], grpc.StatusCode] = {
     errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.ModelNotReady: grpc.StatusCode.UNAVAILABLE,
     errors.Draining: grpc.StatusCode.UNAVAILABLE,
+    errors.Cancelled: grpc.StatusCode.CANCELLED,
     errors.EngineFailed: grpc.StatusCode.INTERNAL,
 }
 
@@ -41,19 +42,31 @@ class Status(grpc.Status):
 
 
 def status_of(error: errors.RequestError) -> Status:
-    """The status of one error: code, message, and the details that its fields fill."""
-    code = _CODES[type(error)]
-    details = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN), *_more_details(error)]
-    rich = status_pb2.Status(code=code.value[0], message=str(error), details=[_packed(d) for d in details])
+    """The status of one error as a call ends with it."""
+    rich = rich_status(error)
     metadata: tuple[tuple[str, str | bytes], ...] = ((DETAILS_KEY, rich.SerializeToString()),)
     if error.retry_after_s is not None:
         metadata += ((PUSHBACK_KEY, str(round(error.retry_after_s * 1000))),)
-    return Status(code, str(error), metadata)
+    return Status(_CODES[type(error)], rich.message, metadata)
+
+
+def rich_status(error: errors.RequestError) -> status_pb2.Status:
+    """The status of one error as a message: code, message, and the details that its fields fill."""
+    details = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN), *_more_details(error)]
+    return status_pb2.Status(
+        code=_CODES[type(error)].value[0], message=str(error), details=[_packed(d) for d in details]
+    )
 
 
 def internal_error() -> Status:
     """The status of an exception that nobody expected: it says nothing about the inside."""
-    return Status(grpc.StatusCode.INTERNAL, "internal error; the server's log has the cause", ())
+    return Status(grpc.StatusCode.INTERNAL, internal_status().message, ())
+
+
+def internal_status() -> status_pb2.Status:
+    """The same as a message."""
+    code = grpc.StatusCode.INTERNAL.value[0]
+    return status_pb2.Status(code=code, message="internal error; the server's log has the cause")
 
 
 def _more_details(error: errors.RequestError) -> list[Message]:

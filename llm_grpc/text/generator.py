@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, replace
 
 from llm_grpc.engine.async_engine import AsyncEngine
@@ -12,6 +12,7 @@ from llm_grpc.errors import InvalidParameter
 from llm_grpc.metrics import ModelMetrics, RequestClock
 from llm_grpc.sampling_params import SamplingParams
 from llm_grpc.text.admission import Admission
+from llm_grpc.text.cancellation import until_cancelled
 from llm_grpc.text.merge import merged
 from llm_grpc.text.prompt_info import is_asked, prompt_info
 from llm_grpc.text.sequence_text import SequenceText
@@ -58,15 +59,19 @@ class TextGenerator:
     ) -> None:
         self._tokenizer = tokenizer
         self._engine = engine
-        self._admission = admission
+        self.admission = admission
         self._metrics = metrics
         self._max_request_tokens = max_request_tokens
 
-    async def generate(self, request: TextRequest) -> AsyncGenerator[TextDelta, None]:
+    async def generate(
+        self, request: TextRequest, *, is_admitted: bool = False
+    ) -> AsyncGenerator[TextDelta, None]:
         """Yield the text of one request as it is generated: the last delta of each sequence carries its
         finish reason, the first of all has index 0 where it carries ``prompt_info``.
 
-        A delta without text is yielded where it is the last or holds something else that is asked for.
+        A delta without text is yielded where it is the last or holds something else that is asked for. Where
+        the request is cancelled, the last ones have the text that was held back. Who ``is_admitted`` holds
+        the permits of ``admission`` already.
 
         Closing or cancelling the iterator frees the request's slots within one engine step.
 
@@ -76,7 +81,7 @@ class TextGenerator:
             InvalidParameter: the prompt and what is asked for together never fit the memory of the cache.
             EngineFailed: a run of the model failed.
         """
-        with self._admission.permit(request.num_sequences):
+        with nullcontext() if is_admitted else self.admission.permit(request.num_sequences):
             admitted = await self._admitted(request, self._metrics.clock())
             sequences = [self._sequence(admitted, index) for index in range(request.num_sequences)]
             one, *others = sequences
@@ -103,7 +108,7 @@ class TextGenerator:
         clock = RequestClock(self._metrics, admitted.admitted_s)
         text = SequenceText(self._tokenizer, ids, params, request.options, index)
         is_scored = params.num_prompt_logprobs is not None and len(ids) > 1
-        events_of = self._engine.generate(
+        events_of: AsyncGenerator[Sequence[TokenEvent], None] = self._engine.generate(
             ids,
             params,
             constraint=request.constraint() if request.constraint else None,
@@ -111,10 +116,13 @@ class TextGenerator:
             first_score=1 if is_scored else None,
             priority=request.priority,
         )
+        if request.cancellation:
+            events_of = until_cancelled(events_of, request.cancellation)
         async with aclosing(events_of) as batches:
             async for events in batches:
-                delta = text.push(events)
-                clock.tokens(text.num_new_tokens)
+                delta = text.push(events) if events else text.cancel()
+                if events:
+                    clock.tokens(text.num_new_tokens)
                 if text.has_begun:
                     delta = await self._begun(admitted, delta, events[0], clock)
                 if delta.finish_reason:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from llm_grpc.engine.request import TokenEvent
 from llm_grpc.sampling_params import FinishReason, SamplingParams
@@ -37,9 +38,19 @@ class SequenceText:
     @property
     def has_begun(self) -> bool:
         """Whether the events that were pushed last are the first."""
-        return self._num_tokens == self.num_new_tokens
+        return 0 < self._num_tokens == self.num_new_tokens
 
-    def push(self, events: list[TokenEvent]) -> TextDelta:
+    def cancel(self) -> TextDelta:
+        """End the text where it is, with what was held back."""
+        self.num_new_tokens = 0
+        parts: list[str] = []
+        tokens: list[TextToken] = []
+        is_early = self._num_tokens <= self._params.min_tokens
+        if self._stops.push(self._records.flush(tokens), parts, is_early=is_early) is None:
+            self._stops.flush(parts)
+        return replace(self._end("".join(parts), tokens), finish_reason=FinishReason.CANCELLED)
+
+    def push(self, events: Sequence[TokenEvent]) -> TextDelta:
         """Take at least one event; what comes after the end of the text is passed over."""
         parts: list[str] = []
         tokens: list[TextToken] = []
@@ -81,15 +92,21 @@ class SequenceText:
         self, event: TokenEvent, parts: list[str], tokens: list[TextToken], stop_string: str | None
     ) -> TextDelta:
         ended_by_token = event.finish_reason is FinishReason.EOS or self._is_stop_token(event)
+        return replace(
+            self._end("".join(parts), tokens),
+            finish_reason=event.finish_reason if stop_string is None else FinishReason.STOP,
+            stop_string=stop_string,
+            stop_token_id=event.token_id if ended_by_token and stop_string is None else None,
+        )
+
+    def _end(self, text: str, tokens: list[TextToken]) -> TextDelta:
+        """The last delta, but for why it is the last."""
         return TextDelta(
-            text="".join(parts),
+            text=text,
             index=self._index,
             tokens=tuple(tokens),
-            finish_reason=event.finish_reason if stop_string is None else FinishReason.STOP,
             prompt_tokens=self._num_prompt_tokens,
             completion_tokens=self._num_tokens,
             cached_tokens=self.cached_tokens,
-            stop_string=stop_string,
-            stop_token_id=event.token_id if ended_by_token and stop_string is None else None,
             seed=self._params.seed,
         )

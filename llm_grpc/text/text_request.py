@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from llm_grpc.engine.constraint import TokenConstraint
 from llm_grpc.sampling_params import SamplingParams
+from llm_grpc.text.cancellation import Cancellation
 
 NewConstraint = Callable[[], TokenConstraint]
 """Makes the state of a constraint anew, for one sequence. It does not block: what had to be compiled is."""
@@ -35,7 +36,7 @@ class TextRequest:
 
     ``num_sequences`` are generated, each with ``params`` but a seed of its own, the first with that of
     ``params``. At most the last ``truncate_tokens`` of the prompt are kept; 0 keeps all. Those of higher
-    ``priority`` go first.
+    ``priority`` go first. ``cancellation`` ends it from outside.
     """
 
     prompt: str | Sequence[int]
@@ -46,3 +47,4 @@ class TextRequest:
     priority: int = 0
     truncate_tokens: int = 0
     adds_special_tokens: bool = True
+    cancellation: Cancellation | None = None

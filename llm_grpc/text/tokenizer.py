@@ -67,6 +67,12 @@ class TextTokenizer:
             raise PromptTooLong("prompt", f"has {len(ids)} tokens, and the limit is {self.max_prompt_tokens}")
         return ids
 
+    async def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, without special tokens."""
+        if sum(map(len, texts)) <= _INLINE_CHARACTERS:
+            return self._encode_plain(texts)
+        return await asyncio.to_thread(self._encode_plain, texts)
+
     def text_alone(self, token_id: int) -> str:
         """The text of one id without neighbours. Each is computed once: at most the vocabulary is kept."""
         text = self._texts.get(token_id)
@@ -108,6 +114,9 @@ class TextTokenizer:
     def _encode(self, prompt: str, adds_special_tokens: bool) -> list[int]:
         ids: list[int] = self.raw.encode(prompt, add_special_tokens=adds_special_tokens).ids
         return ids
+
+    def _encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.raw.encode(text, add_special_tokens=False).ids for text in texts]
 
 
 def _byte_level_alphabet() -> dict[str, int]:

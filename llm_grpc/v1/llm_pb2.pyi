@@ -1353,7 +1353,9 @@ class ScoreTextRequest(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     CACHE_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
-    """prompt is the text before the candidates. A request has either a prompt or prompt_token_ids."""
+    """prompt is the text before the candidates. A request has either a prompt or prompt_token_ids; neither of
+    them is for models whose tokenizer begins every text with a token, and means that token alone.
+    """
     model: _builtins.str
     """model names the model to use. Empty means the server's default model."""
     top_logprobs: _builtins.int

@@ -128,7 +128,8 @@ class LLMServiceServicer:
 
     def CancelGeneration(self, request, context):
         """CancelGeneration ends requests of the same caller by their request_id: each answers with the text that
-        there is, and finish_reason CANCELLED. Asking again, or for a request that has ended, changes nothing.
+        there is, and finish_reason CANCELLED; a ScoreText ends with the status CANCELLED. Asking again, or for a
+        request that has ended, changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -67,7 +67,8 @@ class LLMServiceStub:
     """
     CancelGeneration: _grpc.UnaryUnaryMultiCallable[_llm_pb2.CancelGenerationRequest, _llm_pb2.CancelGenerationResponse]
     """CancelGeneration ends requests of the same caller by their request_id: each answers with the text that
-    there is, and finish_reason CANCELLED. Asking again, or for a request that has ended, changes nothing.
+    there is, and finish_reason CANCELLED; a ScoreText ends with the status CANCELLED. Asking again, or for a
+    request that has ended, changes nothing.
     """
 
 @_typing.type_check_only
@@ -103,7 +104,8 @@ class LLMServiceAsyncStub(LLMServiceStub):
     """
     CancelGeneration: _aio.UnaryUnaryMultiCallable[_llm_pb2.CancelGenerationRequest, _llm_pb2.CancelGenerationResponse]  # type: ignore[assignment]
     """CancelGeneration ends requests of the same caller by their request_id: each answers with the text that
-    there is, and finish_reason CANCELLED. Asking again, or for a request that has ended, changes nothing.
+    there is, and finish_reason CANCELLED; a ScoreText ends with the status CANCELLED. Asking again, or for a
+    request that has ended, changes nothing.
     """
 
 class LLMServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -178,7 +180,8 @@ class LLMServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_llm_pb2.CancelGenerationResponse, _abc.Awaitable[_llm_pb2.CancelGenerationResponse]]:
         """CancelGeneration ends requests of the same caller by their request_id: each answers with the text that
-        there is, and finish_reason CANCELLED. Asking again, or for a request that has ended, changes nothing.
+        there is, and finish_reason CANCELLED; a ScoreText ends with the status CANCELLED. Asking again, or for a
+        request that has ended, changes nothing.
         """
 
 def add_LLMServiceServicer_to_server(servicer: LLMServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

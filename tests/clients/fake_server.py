@@ -26,7 +26,7 @@ Refusal = tuple[grpc.StatusCode, tuple[tuple[str, str], ...]]
 class _Unserved(llm_pb2_grpc.LLMServiceServicer, model_pb2_grpc.ModelServiceServicer):
     """What no test of the clients calls here."""
 
-    Chat = StreamChat = BatchGenerateText = ScoreText = CancelGeneration = None  # type: ignore[assignment]
+    Chat = StreamChat = None  # type: ignore[assignment]
 
 
 class FakeLLM(_Unserved):
@@ -36,6 +36,9 @@ class FakeLLM(_Unserved):
         self.refusals: deque[Refusal] = deque()
         self.details: list[Any] = []
         self.requests: list[llm_pb2.GenerateTextRequest] = []
+        self.batches: list[llm_pb2.BatchGenerateTextRequest] = []
+        self.scores: list[llm_pb2.ScoreTextRequest] = []
+        self.cancelled: list[str] = []
         self.metadata: list[dict[str, str | bytes]] = []
         self.time_remaining: list[float | None] = []
         self.pages: list[int] = []
@@ -62,6 +65,36 @@ class FakeLLM(_Unserved):
         yield llm_pb2.GenerateTextResponse(
             generated_text=" two", sequence=1, finish_reason=llm_pb2.FINISH_REASON_EOS
         )
+
+    def BatchGenerateText(self, request: llm_pb2.BatchGenerateTextRequest, context: Any) -> Iterator[Any]:
+        """The last item first; an item with an empty prompt is refused."""
+        context.add_callback(self.ended.set)
+        self.batches.append(request)
+        if self.refusals:
+            self._refuse(context)
+        for item, asked in reversed(list(enumerate(request.requests))):
+            answer = llm_pb2.BatchGenerateTextResponse(item=item)
+            if asked.prompt:
+                answer.response.generated_text = asked.prompt
+            else:
+                details = [error_info("INVALID_PARAMETER"), bad_request("prompt", "must not be empty")]
+                rich = rich_status(grpc.StatusCode.INVALID_ARGUMENT, "prompt: must not be empty", details)
+                answer.status.ParseFromString(rich.SerializeToString())
+            yield answer
+            if self.hang:
+                self._wait_for_end(context)
+
+    def ScoreText(self, request: llm_pb2.ScoreTextRequest, context: Any) -> Any:
+        self.scores.append(request)
+        if self.refusals:
+            self._refuse(context)
+        return llm_pb2.ScoreTextResponse(scores=[llm_pb2.Score(logprob=-1.5)])
+
+    def CancelGeneration(self, request: llm_pb2.CancelGenerationRequest, context: Any) -> Any:
+        self.cancelled.append(request.request_id)
+        if self.refusals:
+            self._refuse(context)
+        return llm_pb2.CancelGenerationResponse(num_cancelled=2)
 
     def GetModel(self, request: model_pb2.GetModelRequest, context: Any) -> Any:
         return model_pb2.GetModelResponse(model=model_pb2.Model(name=request.name or "default"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from llm_grpc.manifest import MANIFEST, KvCache, Manifest, file_entry
 
@@ -12,16 +12,18 @@ EOS = 256
 CONTEXT_TOKENS = 64
 
 
-def write_model_dir(directory: Path, block_size: int | None = None) -> Path:
+def write_model_dir(directory: Path, block_size: int | None = None, *, adds_token: bool = False) -> Path:
     """Ids are bytes (in the order of the byte-level alphabet), 256 is the end of the sequence.
 
-    With a ``block_size`` the lowering is paged.
+    With a ``block_size`` the lowering is paged. With ``adds_token`` every text begins with token 256.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<eos>"])
+    if adds_token:
+        tokenizer.post_processor = processors.TemplateProcessing("<eos> $A", None, [("<eos>", EOS)])
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "model.onnx").write_bytes(b"no graph: a scripted runner never opens it")

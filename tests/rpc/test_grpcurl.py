@@ -19,7 +19,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 from llm_grpc import __version__
 from llm_grpc.original.llm_service_pb2 import TextGenerationResponse as Original
 from llm_grpc.v1 import model_pb2
+from llm_grpc.v1.llm_pb2 import BatchGenerateTextResponse as BatchItem
 from llm_grpc.v1.llm_pb2 import GenerateTextResponse as Response
+from llm_grpc.v1.llm_pb2 import ScoreTextResponse
 from tests.rpc.process import HANG_S, ServerProcess
 
 Grpcurl = Callable[..., str]
@@ -132,6 +134,35 @@ def test_models_and_server_info(grpcurl: Grpcurl) -> None:
     assert found.model == model
     (info,) = parsed(model_pb2.GetServerInfoResponse, grpcurl(f"{service}/GetServerInfo"))
     assert (info.version, info.default_model) == (__version__, "embedded")
+
+
+def test_a_batch(grpcurl: Grpcurl) -> None:
+    batch = json.dumps({"requests": [{"prompt": PROMPT, "max_tokens": 32}, {"max_tokens": 32}]})
+    items = parsed(BatchItem, grpcurl("llm_grpc.v1.LLMService/BatchGenerateText", data=batch))
+    answer, refused = sorted(items, key=lambda item: item.item)
+    (alone,) = parsed(Response, grpcurl("llm_grpc.v1.LLMService/GenerateText", data=REQUEST))
+    assert answer.response.generated_text == alone.generated_text
+    assert refused.status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert refused.status.message.startswith("prompt: must not be empty")
+
+
+def test_scores(grpcurl: Grpcurl) -> None:
+    request = json.dumps({"prompt": PROMPT, "candidates": [" cat", " xq"], "top_logprobs": 1})
+    (scores,) = parsed(ScoreTextResponse, grpcurl("llm_grpc.v1.LLMService/ScoreText", data=request))
+    assert scores.scores[0].logprob > scores.scores[1].logprob
+    assert all(len(token.top_logprobs) == 1 for score in scores.scores for token in score.tokens)
+
+
+def test_a_request_under_a_name(grpcurl: Grpcurl) -> None:
+    asked = {"prompt": PROMPT, "request_id": "mine", "sampling": {"temperature": 1.0}, "priority": -1}
+    first, again = (
+        parsed(Response, grpcurl("llm_grpc.v1.LLMService/GenerateText", data=json.dumps(asked)))
+        for _ in range(2)
+    )
+    assert first == again
+    assert first[0].request_id == "mine"
+    cancel = grpcurl("llm_grpc.v1.LLMService/CancelGeneration", data=json.dumps({"request_id": "mine"}))
+    assert documents(cancel) == [{}], "it has ended: none was found"
 
 
 def test_health(grpcurl: Grpcurl) -> None:

@@ -17,6 +17,7 @@ from llm_grpc.sampling_params import SamplingParams
 from llm_grpc.server.requests import to_text_request
 from llm_grpc.server.served_model import Runtime, ServedModel
 from llm_grpc.text.generator import TextGenerator
+from llm_grpc.text.scorer import TextScorer
 from llm_grpc.text.text_request import AnswerOptions
 from llm_grpc.v1.llm_pb2 import GenerateTextRequest as Request
 from llm_grpc.v1.llm_pb2 import ResponseOptions, Sampling, Stopping
@@ -37,6 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
         prefix_reuse=True,
         defaults=ModelConfig(max_tokens=20),
         generator=cast("TextGenerator", None),
+        scorer=cast("TextScorer", None),
         runtime=Runtime("none", "none"),
         max_held=8,
     )

@@ -2486,7 +2486,8 @@ func (x *Status) GetDetails() []*anypb.Any {
 // numbers and meanings.
 type ScoreTextRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// prompt is the text before the candidates. A request has either a prompt or prompt_token_ids.
+	// prompt is the text before the candidates. A request has either a prompt or prompt_token_ids; neither of
+	// them is for models whose tokenizer begins every text with a token, and means that token alone.
 	Prompt string `protobuf:"bytes,1,opt,name=prompt,proto3" json:"prompt,omitempty"`
 	// candidates are the texts to score, none empty, at most Model.limits.max_batch_items. Each is tokenized
 	// by itself, without special tokens, and follows the prompt's tokens; with them it must fit

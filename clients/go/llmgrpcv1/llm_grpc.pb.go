@@ -62,7 +62,8 @@ type LLMServiceClient interface {
 	// once. Nothing is generated.
 	ScoreText(ctx context.Context, in *ScoreTextRequest, opts ...grpc.CallOption) (*ScoreTextResponse, error)
 	// CancelGeneration ends requests of the same caller by their request_id: each answers with the text that
-	// there is, and finish_reason CANCELLED. Asking again, or for a request that has ended, changes nothing.
+	// there is, and finish_reason CANCELLED; a ScoreText ends with the status CANCELLED. Asking again, or for a
+	// request that has ended, changes nothing.
 	CancelGeneration(ctx context.Context, in *CancelGenerationRequest, opts ...grpc.CallOption) (*CancelGenerationResponse, error)
 }
 
@@ -198,7 +199,8 @@ type LLMServiceServer interface {
 	// once. Nothing is generated.
 	ScoreText(context.Context, *ScoreTextRequest) (*ScoreTextResponse, error)
 	// CancelGeneration ends requests of the same caller by their request_id: each answers with the text that
-	// there is, and finish_reason CANCELLED. Asking again, or for a request that has ended, changes nothing.
+	// there is, and finish_reason CANCELLED; a ScoreText ends with the status CANCELLED. Asking again, or for a
+	// request that has ended, changes nothing.
 	CancelGeneration(context.Context, *CancelGenerationRequest) (*CancelGenerationResponse, error)
 	mustEmbedUnimplementedLLMServiceServer()
 }
