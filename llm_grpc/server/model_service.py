@@ -9,7 +9,7 @@ from llm_grpc.errors import InvalidParameter
 from llm_grpc.server import page_token
 from llm_grpc.server.descriptions import to_model
 from llm_grpc.server.fields import refuse_unknown_fields
-from llm_grpc.server.identity import Identity
+from llm_grpc.server.identity import Identity, current_identity
 from llm_grpc.server.model_host import ModelHost
 from llm_grpc.server.models import Models
 from llm_grpc.v1 import model_pb2, model_pb2_grpc
