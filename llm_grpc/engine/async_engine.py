@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 
+from llm_grpc.engine.constraint import TokenConstraint
 from llm_grpc.engine.engine import Abort, Engine, Load, Stop
 from llm_grpc.engine.mailbox import Mailbox
 from llm_grpc.engine.model_runner import ModelRunner
@@ -77,7 +78,11 @@ class AsyncEngine:
         await asyncio.to_thread(self._worker.join)
 
     async def generate(
-        self, prompt_ids: Sequence[int], params: SamplingParams
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        constraint: TokenConstraint | None = None,
     ) -> AsyncGenerator[list[TokenEvent], None]:
         """Yield the request's tokens, as many as have come since the last time, at least one.
 
@@ -90,7 +95,7 @@ class AsyncEngine:
             raise EngineFailed("the engine is not running")
         request_id = next(self._ids)
         mailbox = self._inboxes[request_id] = Mailbox(self._loop, self._interval_s)
-        self._engine.inbox.put(Request(request_id, prompt_ids, params))
+        self._engine.inbox.put(Request(request_id, prompt_ids, params, constraint))
         ended = False
         try:
             while not ended:

@@ -115,6 +115,8 @@ class Request:
         """Why the last token is the last one; None where it is not."""
         if self.output_ids[-1] in eos_token_ids and not self.params.ignore_eos:
             return FinishReason.EOS
+        if self.constraint and self.constraint.is_complete:
+            return FinishReason.STOP
         if self.num_left <= 0:
             return FinishReason.LENGTH
         if self.num_tokens >= context_tokens:

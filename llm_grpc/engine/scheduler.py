@@ -191,6 +191,8 @@ class Scheduler:
 
     def _guess(self, request: Request) -> StepPlan | None:
         """A step that checks guesses at what the only request says next."""
+        if request.constraint:
+            return None
         left = request.most_tokens(self._context_tokens) - request.num_tokens
         plan = guessing_step(request, min(self._budget.num_guesses, left - 1))
         if plan is None or not self._memory.reserve(request, request.num_computed + plan.num_tokens):
@@ -201,10 +203,13 @@ class Scheduler:
         return DecodeRow(slot_of(request), request.output_ids[-1], request.num_computed)
 
     def _sample(self, request: Request, row: int) -> Sample:
-        return Sample(request.request_id, row, len(request.output_ids), request.params)
+        mask = request.constraint.start() if request.constraint else None
+        return Sample(request.request_id, row, len(request.output_ids), request.params, mask=mask)
 
     def _advance(self, request: Request, token: int) -> TokenEvent:
         request.output_ids.append(token)
+        if request.constraint:
+            request.constraint.advance(token)
         if request.lookup:
             request.lookup.extend((token,))
         reason = request.finish_reason(self._eos_token_ids, self._context_tokens)

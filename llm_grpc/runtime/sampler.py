@@ -20,6 +20,11 @@ def sample_tokens(logits: Logits, samples: Sequence[Sample]) -> list[int]:
     A row's choice depends on that row, its parameters and its index alone, so that it is the same alone and
     in a batch.
     """
+    for row, sample in enumerate(samples):
+        if sample.mask:
+            words = np.frombuffer(sample.mask.wait(), np.uint32)
+            allowed = np.unpackbits(words.view(np.uint8), bitorder="little")[: logits.shape[1]]
+            logits[row, allowed == 0] = -np.inf
     greedy = logits.argmax(axis=-1)
     return [
         int(greedy[row]) if sample.params.temperature == 0 else _draw(logits[row], sample)

@@ -14,7 +14,7 @@ from llm_grpc.text.text_request import AnswerOptions, TextRequest
 from llm_grpc.v1 import llm_pb2
 
 _LATER = {
-    "": {"constraint", "request_id", "priority", "adapter", "truncate_prompt_tokens"},
+    "": {"request_id", "priority", "adapter", "truncate_prompt_tokens"},
     "sampling": {
         "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias",
         "allowed_token_ids", "banned_token_ids", "n",

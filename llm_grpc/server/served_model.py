@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 from llm_grpc.config import ModelConfig
 from llm_grpc.manifest import Manifest
+from llm_grpc.text.constraints import Constraints
 from llm_grpc.text.generator import TextGenerator
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What it is, what a request may ask of it, what it gets by default, and who serves it."""
+    """What it is, what a request may ask of it, what it gets by default, and who serves it.
+
+    ``constraints`` are None where the tokenizer allows none.
+    """
 
     name: str
     manifest: Manifest
@@ -21,6 +25,12 @@ class ServedModel:
     prefix_reuse: bool
     defaults: ModelConfig
     generator: TextGenerator
+    constraints: Constraints | None = None
+
+    @property
+    def takes_constraints(self) -> bool:
+        """Whether an answer can be held to a form."""
+        return self.constraints is not None
 
     @property
     def max_prompt_tokens(self) -> int:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import grpc
 
 from llm_grpc.errors import UnsupportedParameter
 from llm_grpc.original import llm_service_pb2, llm_service_pb2_grpc
+from llm_grpc.server.constraints import to_constraint
 from llm_grpc.server.models import Models
 from llm_grpc.server.requests import to_text_request
 from llm_grpc.server.responses import to_response
+from llm_grpc.server.served_model import ServedModel
 from llm_grpc.text.generator import joined
+from llm_grpc.text.text_request import TextRequest
 from llm_grpc.v1 import llm_pb2, llm_pb2_grpc
 from llm_grpc.v1.llm_pb2 import GenerateTextRequest as Request
 from llm_grpc.v1.llm_pb2 import GenerateTextResponse as Response
@@ -30,14 +34,14 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
     async def GenerateText(self, request: Request, context: Context) -> Response:
         """The whole text: the stream's deltas joined."""
         model = self._models.get(request.model)
-        asked = to_text_request(request, model)
+        asked = await _asked(request, model)
         async with aclosing(model.generator.generate(asked)) as deltas:
             return to_response(joined([delta async for delta in deltas]), 0, asked.params, model.name)
 
     async def StreamGenerateText(self, request: Request, context: Context) -> AsyncIterator[Response]:
         """The text as it is generated."""
         model = self._models.get(request.model)
-        asked = to_text_request(request, model)
+        asked = await _asked(request, model)
         async with aclosing(model.generator.generate(asked)) as deltas:
             sequence = 0
             async for delta in deltas:
@@ -71,6 +75,11 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
     ) -> llm_pb2.CancelGenerationResponse:
         """Not served yet."""
         raise UnsupportedParameter("CancelGeneration: this version does not serve it")
+
+
+async def _asked(request: Request, model: ServedModel) -> TextRequest:
+    """A request for text, checked, and its constraint compiled."""
+    return replace(to_text_request(request, model), constraint=await to_constraint(request, model))
 
 
 class OriginalServicer(llm_service_pb2_grpc.LLMServiceServicer):

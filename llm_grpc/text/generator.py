@@ -69,7 +69,7 @@ class TextGenerator:
         Raises:
             QueueFull: as many requests run and wait as the server admits.
             PromptTooLong: the prompt has more tokens than the model takes.
-            InvalidParameter: the prompt and what is asked for together never fit the memory of the cache.
+            InvalidParameter: the constraint was too complex for its text; or the prompt and what is asked for together never fit the memory of the cache.
             EngineFailed: a run of the model failed.
         """
         prompt, params = request.prompt, request.params
@@ -79,12 +79,16 @@ class TextGenerator:
             self._check_memory(len(prompt_ids), params)
             clock.prompt(len(prompt_ids))
             text = _Text(Detokenizer(self._tokenizer, prompt_ids), params, request.options)
-            async with aclosing(self._engine.generate(prompt_ids, params)) as batches:
+            constraint = request.constraint() if request.constraint else None
+            steps = self._engine.generate(prompt_ids, params, constraint=constraint)
+            async with aclosing(steps) as batches:
                 async for events in batches:
                     delta = text.push(events)
                     if text.has_begun and not params.cache_disabled:
                         clock.looked_up(len(prompt_ids), text.cached_tokens)
                     clock.tokens(text.num_new_tokens)
+                    if constraint and delta.finish_reason:
+                        constraint.check()
                     if delta.finish_reason:
                         clock.finished(delta.finish_reason)
                     if delta.text or delta.finish_reason or delta.tokens:
