@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 _LONGEST = 300
 """Characters of a message; some list all there is."""
@@ -37,8 +38,8 @@ def regex_fault(message: str, regex: str) -> ConstraintFault:
     """
     found = _PLACE.match(message)
     lines = (found.group(3) if found else message).split("\n")
-    for shown, arrow in zip(lines, lines[1:], strict=False):
-        if shown.strip() == regex.strip() and arrow.strip(" ").startswith("^"):
+    for shown, arrow in pairwise(lines):
+        if regex in shown and shown.strip() == regex.strip() and arrow.strip(" ").startswith("^"):
             column = arrow.index("^") - shown.index(regex) + 1
             return ConstraintFault(f"column {column}: {cause_of(message)}")
     return ConstraintFault(cause_of(found.group(3) if found else message))

@@ -17,7 +17,7 @@ class Mask:
         self._bits = bits
 
     def wait(self) -> memoryview:
-        """Bits as unsigned 32-bit numbers ``[ceil(vocabulary / 32)]``, the lowest of the first for token 0."""
+        """Bits as unsigned 32-bit numbers ``[ceil(vocabulary / 32)]``, the lowest of the first for id 0."""
         return memoryview(self.bits()).cast("I")
 
     def bits(self) -> bytes:

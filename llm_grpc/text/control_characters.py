@@ -1,8 +1,8 @@
 """Control characters in a JSON schema: with one way to write each character, some cannot be written.
 
-Generated JSON writes no four-digit escapes. Otherwise a key that the schema names could come once more in another
-spelling, with another value. What is left are characters as they are, and the short escapes. The library
-leaves out a single character that it cannot write, and so takes ``"a"`` for U+0001 and ``a``.
+Generated JSON writes no escapes of four digits. Otherwise a key that the schema names could come once more
+in another spelling, with another value. What is left are characters as they are, and the short escapes. The
+library leaves out a single character that it cannot write, and so takes ``"a"`` for U+0001 and ``a``.
 """
 
 from __future__ import annotations

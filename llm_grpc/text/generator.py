@@ -69,7 +69,8 @@ class TextGenerator:
         Raises:
             QueueFull: as many requests run and wait as the server admits.
             PromptTooLong: the prompt has more tokens than the model takes.
-            InvalidParameter: the constraint was too complex for its text; or the prompt and what is asked for together never fit the memory of the cache.
+            InvalidParameter: the prompt and what is asked for together never fit the memory of the cache;
+                or the constraint became too complex.
             EngineFailed: a run of the model failed.
         """
         prompt, params = request.prompt, request.params

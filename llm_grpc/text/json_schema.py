@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, NoReturn
 
 from llm_grpc.text.constraint_faults import ConstraintFault
 from llm_grpc.text.control_characters import has_unwritten, has_unwritten_atom
+from llm_grpc.text.schema_parts import LISTS, MAPS, ONE, escaped, parts_of
 
 MAX_PATTERN_BYTES = 4096
 """All regular expressions of a schema together. The library's work on one grows with its length squared."""
 
 MAX_MULTIPLE = 10_000
 """Least common multiple of all multipleOf, in units of their last decimal place. The library builds a state
-for each remainder: 10,000 take 30 ms, 1,000,000 took 6.6 s and nothing stopped it."""
+for each remainder: 10,000 take 30 ms, 999,983 took 6.6 s and nothing stopped it."""
 
 _MAX_EXPONENT = 20
-_MAX_TRIES = 200
-"""Parts of a schema that are compiled to find the one at fault."""
-
-_ONE = {"items", "additionalItems", "additionalProperties"}
-_LISTS = {"anyOf", "oneOf", "allOf", "prefixItems"}
-_MAPS = {"properties", "patternProperties", "$defs", "definitions"}
 _ASSERTIONS = {
     "$ref", "const", "enum", "type", "minItems", "maxItems", "required", "minProperties", "maxProperties",
     "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum",
@@ -34,7 +29,7 @@ _ANNOTATIONS = {
     "$anchor", "$schema", "$id", "id", "$comment", "title", "description", "default", "readOnly", "writeOnly",
     "examples", "deprecated", "contentMediaType", "contentEncoding",
 }  # fmt: skip
-_KEYWORDS = _ONE | _LISTS | _MAPS | _ASSERTIONS | _ANNOTATIONS
+_KEYWORDS = ONE | LISTS | MAPS | _ASSERTIONS | _ANNOTATIONS
 
 _DRAFTS = {
     "http://json-schema.org/draft-04/schema": 4,
@@ -59,7 +54,7 @@ def check_schema(text: str) -> Any:
     draft = _draft(schema)
     multiples: list[Decimal] = []
     pattern_bytes = 0
-    for place, part in _parts(schema):
+    for place, part in parts_of(schema):
         _check_part(place, part, draft)
         if isinstance(part, dict):
             multiples += _multiples(place, part)
@@ -70,24 +65,6 @@ def check_schema(text: str) -> Any:
         raise ConstraintFault(f"the regular expressions have {pattern_bytes} bytes together, {limit}")
     _check_multiples(multiples)
     return schema
-
-
-def place_of(schema: Any, error_of: Callable[[str], str], error: str) -> str:
-    """The JSON pointer of the innermost part of ``schema`` of which the library says ``error``, too."""
-    place, part, tries = "#", schema, 0
-    shared = schema if isinstance(schema, dict) else {}
-    shared = {key: shared[key] for key in ("$schema", "$defs", "definitions") if key in shared}
-    while True:
-        for inner_place, inner in _inner(place, part):
-            tries += 1
-            if tries > _MAX_TRIES:
-                return place
-            alone = {**shared, **inner} if isinstance(inner, dict) else inner
-            if error_of(json.dumps(alone, default=float)) == error:
-                place, part = inner_place, inner
-                break
-        else:
-            return place
 
 
 def _parsed(text: str) -> Any:
@@ -122,41 +99,17 @@ def _draft(schema: Any) -> int:
         return _LATEST
     draft = _DRAFTS.get(name.removesuffix("#")) if isinstance(name, str) else None
     if draft is None:
-        raise ConstraintFault(f"at #/$schema: {json.dumps(name)} is none of the drafts 4, 6, 7, 2019-09, 2020-12")
+        raise ConstraintFault(
+            f"at #/$schema: {json.dumps(name)} is none of the drafts 4, 6, 7, 2019-09, 2020-12"
+        )
     return draft
-
-
-def _parts(schema: Any) -> Iterator[tuple[str, Any]]:
-    """The schema and all within it, with their JSON pointers."""
-    left = [("#", schema)]
-    while left:
-        place, part = left.pop()
-        yield place, part
-        left += _inner(place, part)
-
-
-def _inner(place: str, part: Any) -> list[tuple[str, Any]]:
-    """The schemas directly within one that is sound."""
-    found: list[tuple[str, Any]] = []
-    for key, value in part.items() if isinstance(part, dict) else ():
-        if key in _MAPS:
-            found += [(f"{place}/{key}/{_escaped(name)}", inner) for name, inner in value.items()]
-        elif key in _LISTS or (key == "items" and isinstance(value, list)):
-            found += [(f"{place}/{key}/{at}", inner) for at, inner in enumerate(value)]
-        elif key in _ONE:
-            found.append((f"{place}/{key}", value))
-    return found
-
-
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")
 
 
 def _check_part(place: str, part: Any, draft: int) -> None:
     if not isinstance(part, dict | bool):
         raise ConstraintFault(f"at {place}: a schema must be an object or a boolean")
     for key, value in part.items() if isinstance(part, dict) else ():
-        _check_keyword(f"{place}/{_escaped(key)}", key, value, draft)
+        _check_keyword(f"{place}/{escaped(key)}", key, value, draft)
 
 
 def _check_keyword(place: str, key: str, value: Any, draft: int) -> None:
@@ -164,9 +117,9 @@ def _check_keyword(place: str, key: str, value: Any, draft: int) -> None:
         raise ConstraintFault(f"at {place}: this server does not know the keyword")
     if not _SINCE.get(key, 0) <= draft <= _UNTIL.get(key, _LATEST):
         raise ConstraintFault(f"at {place}: the schema's draft does not know the keyword")
-    if key in _MAPS and not isinstance(value, dict):
+    if key in MAPS and not isinstance(value, dict):
         raise ConstraintFault(f"at {place}: must be an object")
-    if key in _LISTS and not isinstance(value, list):
+    if key in LISTS and not isinstance(value, list):
         raise ConstraintFault(f"at {place}: must be an array")
     if key == "items" and isinstance(value, list) and draft == _LATEST:
         raise ConstraintFault(f"at {place}: must be a schema; draft 2020-12 has prefixItems for several")
@@ -178,7 +131,7 @@ def _check_keyword(place: str, key: str, value: Any, draft: int) -> None:
 def _check_characters(place: str, key: str, value: Any) -> None:
     if key in {"const", "enum", "required"}:
         bad = any(has_unwritten(text) for text in _texts(value))
-    elif key in _MAPS - {"patternProperties"}:
+    elif key in MAPS - {"patternProperties"}:
         bad = any(has_unwritten(name) for name in value)
     else:
         patterns = [value] if key == "pattern" else value if key == "patternProperties" else ()

@@ -1,4 +1,4 @@
-"""Answers held to a form, from the embedded model in a process: they have it, and what cannot be is refused."""
+"""Answers held to a form, from the embedded model in a process: they have it, or are refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import grpc
 import jsonschema
@@ -34,16 +34,35 @@ PERSON = {
     "$defs": {
         "home": {
             "type": "object",
-            "properties": {"street": {"type": "string", "maxLength": 10}, "size": {"type": "number", "maximum": 500}},
+            "properties": {
+                "street": {"type": "string", "maxLength": 10},
+                "size": {"type": "number", "maximum": 500},
+            },
             "required": ["size"],
             "additionalProperties": False,
         }
     },
 }
-TABLE = {"type": "array", "minItems": 1, "maxItems": 3, "items": {"type": "array", "items": {"type": ["integer", "null"], "minimum": -99, "maximum": 99}, "maxItems": 4}}
-MAP = {"type": "object", "patternProperties": {"^[a-zé]{1,5}$": {"type": "integer"}}, "additionalProperties": False, "minProperties": 1, "maxProperties": 3}
+TABLE = {
+    "type": "array",
+    "minItems": 1,
+    "maxItems": 3,
+    "items": {
+        "type": "array",
+        "items": {"type": ["integer", "null"], "minimum": -99, "maximum": 99},
+        "maxItems": 4,
+    },
+}
+MAP = {
+    "type": "object",
+    "patternProperties": {"^[a-zé]{1,5}$": {"type": "integer"}},
+    "additionalProperties": False,
+    "minProperties": 1,
+    "maxProperties": 3,
+}
 EITHER = {"anyOf": [{"const": {"a": 1}}, {"type": "string", "format": "date"}, {"type": "boolean"}]}
 REGEX = "[A-Z][a-z]{1,7} (is|was) [0-9]{1,3}[.!]"
+GRAMMAR = 'start: "<" NUMBER ("," NUMBER){0,3} ">"\nNUMBER: /[0-9]{1,4}/'
 CHOICES = ["yes", "yes, it is", "no", "peut-être 😀"]
 
 
@@ -67,6 +86,10 @@ def matches(text: str) -> None:
     assert re.fullmatch(REGEX, text), text
 
 
+def are_numbers(text: str) -> None:
+    assert all(int(number) >= 0 for number in text.removeprefix("<").removesuffix(">").split(","))
+
+
 def is_choice(text: str) -> None:
     assert text in CHOICES
 
@@ -78,7 +101,7 @@ FORMS = [
     of_schema(MAP),
     Form(llm_pb2.Constraint(regex=REGEX), matches),
     Form(llm_pb2.Constraint(choice=llm_pb2.Choice(choices=CHOICES)), is_choice),
-    Form(llm_pb2.Constraint(grammar='start: "<" NUMBER ("," NUMBER){0,3} ">"\nNUMBER: /[0-9]{1,4}/'), lambda text: [int(part) for part in text[1:-1].split(",")]),
+    Form(llm_pb2.Constraint(grammar=GRAMMAR), are_numbers),
 ]  # fmt: skip
 
 
@@ -99,7 +122,10 @@ def valid_answers(stub: llm_pb2_grpc.LLMServiceStub, count: int) -> int:
     def answer(seed: int) -> bool:
         form = FORMS[seed % len(FORMS)]
         response = stub.GenerateText(request_for(form, seed))
-        assert response.finish_reason in {llm_pb2.FINISH_REASON_EOS, llm_pb2.FINISH_REASON_STOP}, (seed, response)
+        assert response.finish_reason in {llm_pb2.FINISH_REASON_EOS, llm_pb2.FINISH_REASON_STOP}, (
+            seed,
+            response,
+        )
         form.check(response.generated_text)
         return True
 
@@ -152,7 +178,9 @@ def test_a_text_that_is_cut_or_stopped_may_lack_its_end(stub: llm_pb2_grpc.LLMSe
     assert cut.finish_reason == llm_pb2.FINISH_REASON_LENGTH
     assert "le chat voit la maison".startswith(cut.generated_text)
     stopping = llm_pb2.Stopping(stop_strings=[" voit"])
-    stopped = stub.GenerateText(Request(prompt=PROMPT, max_tokens=50, constraint=constraint, stopping=stopping))
+    stopped = stub.GenerateText(
+        Request(prompt=PROMPT, max_tokens=50, constraint=constraint, stopping=stopping)
+    )
     assert stopped.generated_text == "le chat"
     assert stopped.stop_string == " voit"
 
@@ -166,7 +194,11 @@ REFUSED = [
     (llm_pb2.Constraint(regex="["), "constraint.regex", "column 1: "),
     (llm_pb2.Constraint(grammar="start: x"), "constraint.grammar", "line 1, column 8: "),
     (llm_pb2.Constraint(choice=llm_pb2.Choice()), "constraint.choice.choices", "has 0 entries"),
-    (llm_pb2.Constraint(choice=llm_pb2.Choice(choices=["a", ""])), "constraint.choice.choices[1]", "must not be"),
+    (
+        llm_pb2.Constraint(choice=llm_pb2.Choice(choices=["a", ""])),
+        "constraint.choice.choices[1]",
+        "must not be",
+    ),
 ]
 
 
@@ -182,9 +214,10 @@ def test_what_cannot_be_used_is_an_invalid_argument(
 
 
 def assert_invalid(error: grpc.RpcError, field: str, problem: str) -> None:
-    status = rpc_status.from_call(error)
+    call = cast(grpc.Call, error)
+    status = rpc_status.from_call(call)
     assert status is not None
-    assert error.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert call.code() == grpc.StatusCode.INVALID_ARGUMENT
     details = error_details_pb2.BadRequest()
     assert any(detail.Unpack(details) for detail in status.details)
     assert details.field_violations[0].field == field

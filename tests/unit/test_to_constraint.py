@@ -55,20 +55,27 @@ async def test_a_model_without_constraints_says_so() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", [llm_pb2.GenerateTextRequest, llm_pb2.ChatRequest])
-async def test_what_may_leave_no_token_names_both_fields(kind: Any, other: str, fields: dict[str, Any]) -> None:
+async def test_what_may_leave_no_token_names_both_fields(
+    kind: Any, other: str, fields: dict[str, Any]
+) -> None:
     with pytest.raises(InvalidParameter, match=rf"^constraint\.regex: cannot go with {other}"):
         await to_constraint(kind(constraint=CONSTRAINT, **fields), model(Compiles()))
 
 
 async def test_a_bias_on_tokens_goes_with_a_constraint() -> None:
     sampling, compiles = llm_pb2.Sampling(logit_bias={1: -100.0}), Compiles()
-    await to_constraint(llm_pb2.GenerateTextRequest(constraint=CONSTRAINT, sampling=sampling), model(compiles))
+    await to_constraint(
+        llm_pb2.GenerateTextRequest(constraint=CONSTRAINT, sampling=sampling), model(compiles)
+    )
     assert compiles.asked == [("regex", "a")]
 
 
 async def test_a_list_of_choices_is_one_text_and_any_object_is_none() -> None:
     compiles = Compiles()
-    forms = [llm_pb2.Constraint(choice=llm_pb2.Choice(choices=["é", '"'])), llm_pb2.Constraint(json_object=True)]
+    forms = [
+        llm_pb2.Constraint(choice=llm_pb2.Choice(choices=["é", '"'])),
+        llm_pb2.Constraint(json_object=True),
+    ]
     for form in forms:
         await to_constraint(llm_pb2.GenerateTextRequest(constraint=form), model(compiles))
     assert compiles.asked == [("choice", '["é", "\\""]'), ("json_object", "")]
