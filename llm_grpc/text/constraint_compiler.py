@@ -30,8 +30,8 @@ MAX_BYTES = {"regex": MAX_REGEX_BYTES, "grammar": MAX_GRAMMAR_BYTES}
 _MAX_LEXER_STATES = 20_000
 _INITIAL_FUEL = 200_000
 _STEP_FUEL = 50_000
-"""Of one sequence: states of 2 KB at most, what the lexer may do at the beginning (50,000 a millisecond), and for
-one mask (14,000 a millisecond). With the library's own limits `(a{1000}){1000}` took 1.1 s and 285 MB."""
+"""Of one sequence: states of 2 KB at most, what the lexer may do at the beginning (50,000 a millisecond) and
+for one mask (14,000 a millisecond). With the library's own limits `(a{1000}){1000}` took 1.1 s and 285 MB."""
 
 _JSON_OPTIONS: JsonCompileOptions = {
     "whitespace_pattern": r" |\r?\n[ \t]{0,64}",
