@@ -14,9 +14,8 @@ from llm_grpc.config import MAX_BATCH_ITEMS
 from llm_grpc.errors import Cancelled, InvalidParameter, RequestError
 from llm_grpc.server.calls import Call, Calls, only
 from llm_grpc.server.fields import refuse_own_unknown_fields
-from llm_grpc.server.generation import text_of
+from llm_grpc.server.generation import asked_of, text_of
 from llm_grpc.server.models import Models
-from llm_grpc.server.requests import to_text_request
 from llm_grpc.server.served_model import ServedModel
 from llm_grpc.server.status import internal_status, rich_status
 from llm_grpc.text.text_request import TextRequest
@@ -81,7 +80,7 @@ class _Batch:
         self, request: GenerateTextRequest, call: Call
     ) -> AsyncGenerator[GenerateTextResponse, None]:
         model = self._models.get(request.model)
-        asked = call.asked(to_text_request(request, model))
+        asked = await asked_of(request, model, call)
         async with self._turn(model, asked):
             self._models.refuse_if_draining()  # it may have begun meanwhile
             yield await text_of(request, asked, model, is_admitted=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 from llm_grpc.server.calls import Call
+from llm_grpc.server.constraints import to_constraint
 from llm_grpc.server.models import Models
 from llm_grpc.server.requests import to_text_request
 from llm_grpc.server.responses import to_answer, to_response
@@ -19,7 +21,13 @@ async def whole_text(
 ) -> AsyncGenerator[GenerateTextResponse, None]:
     """The one answer of GenerateText: the stream's deltas joined."""
     model = models.get(request.model)
-    yield await text_of(request, call.asked(to_text_request(request, model)), model)
+    yield await text_of(request, await asked_of(request, model, call), model)
+
+
+async def asked_of(request: GenerateTextRequest, model: ServedModel, call: Call) -> TextRequest:
+    """What ``request`` asks of the generator, checked, and its constraint compiled."""
+    asked = call.asked(to_text_request(request, model))
+    return replace(asked, constraint=await to_constraint(request, model))
 
 
 async def text_of(
@@ -35,7 +43,7 @@ async def text_parts(
 ) -> AsyncGenerator[GenerateTextResponse, None]:
     """The answers of StreamGenerateText: the text as it is generated."""
     model = models.get(request.model)
-    asked = call.asked(to_text_request(request, model))
+    asked = await asked_of(request, model, call)
     async with aclosing(model.generator.generate(asked)) as deltas:
         sequence = 0
         async for delta in deltas:

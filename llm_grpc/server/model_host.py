@@ -19,6 +19,7 @@ from llm_grpc.server.loading import WarmRunner, context_tokens_of, warm_runner
 from llm_grpc.server.runners import MakeRunner, runtime_of
 from llm_grpc.server.served_model import ServedModel
 from llm_grpc.text.admission import Admission
+from llm_grpc.text.constraints import constraints_for
 from llm_grpc.text.generator import TextGenerator
 from llm_grpc.text.scorer import TextScorer
 from llm_grpc.text.tokenizer import TextTokenizer
@@ -99,6 +100,7 @@ class ModelHost:
         if model.verify_digest:
             await asyncio.to_thread(check_digests, model.model, manifest)
         tokenizer = await asyncio.to_thread(self._tokenizer)
+        constraints = await asyncio.to_thread(constraints_for, tokenizer, manifest)
         worker = Worker(WORKER)  # recordings of a GPU are those of the thread that made them
         loading = worker.submit(
             lambda: warm_runner(self._settings, manifest, self._make_runner, promised_bytes)
@@ -127,6 +129,7 @@ class ModelHost:
             scorer=TextScorer(tokenizer, self._engine, self.admission, self._metrics),
             runtime=runtime_of(config, manifest),
             max_held=self.admission.limit,
+            constraints=constraints,
         )
         log.info("the model %s is loaded", self.name)
 

@@ -15,7 +15,7 @@ from llm_grpc.server.stopping_fields import stopping_fields
 from llm_grpc.text.text_request import TextRequest
 from llm_grpc.v1 import llm_pb2
 
-_LATER = {"constraint", "adapter"}
+_LATER = {"adapter"}
 """Fields of the contract that are not served yet."""
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llm_grpc.config import MAX_SEQUENCES, ModelConfig
 from llm_grpc.manifest import Manifest
+from llm_grpc.text.constraints import Constraints
 from llm_grpc.text.generator import TextGenerator
 from llm_grpc.text.scorer import TextScorer
 
@@ -22,7 +23,8 @@ class Runtime:
 class ServedModel:
     """What it is, what a request may ask of it, what it gets by default, and who serves it.
 
-    ``max_held`` is how many sequences the server holds at once.
+    ``max_held`` is how many sequences the server holds at once. ``constraints`` are None where the tokenizer
+    allows none.
     """
 
     name: str
@@ -36,6 +38,7 @@ class ServedModel:
     scorer: TextScorer
     runtime: Runtime
     max_held: int
+    constraints: Constraints | None = None
 
     @property
     def has_chat_template(self) -> bool:
@@ -50,7 +53,7 @@ class ServedModel:
     @property
     def takes_constraints(self) -> bool:
         """Whether its answers can be held to a schema, an expression or a grammar."""
-        return False
+        return self.constraints is not None
 
     @property
     def takes_adapters(self) -> bool:

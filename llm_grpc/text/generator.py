@@ -17,7 +17,7 @@ from llm_grpc.text.merge import merged
 from llm_grpc.text.prompt_info import is_asked, prompt_info
 from llm_grpc.text.sequence_text import SequenceText
 from llm_grpc.text.text_delta import TextDelta
-from llm_grpc.text.text_request import TextRequest
+from llm_grpc.text.text_request import TextConstraint, TextRequest
 from llm_grpc.text.tokenizer import TextTokenizer
 
 _NUM_SEEDS = 2**64
@@ -78,7 +78,8 @@ class TextGenerator:
         Raises:
             QueueFull: as many sequences run and wait as the server admits.
             PromptTooLong: the prompt has more tokens than the model takes.
-            InvalidParameter: the prompt and what is asked for together never fit the memory of the cache.
+            InvalidParameter: the prompt and what is asked for together never fit the memory of the cache;
+                or the constraint became too complex.
             EngineFailed: a run of the model failed.
         """
         with nullcontext() if is_admitted else self.admission.permit(request.num_sequences):
@@ -108,10 +109,11 @@ class TextGenerator:
         clock = RequestClock(self._metrics, admitted.admitted_s)
         text = SequenceText(self._tokenizer, ids, params, request.options, index)
         is_scored = params.num_prompt_logprobs is not None and len(ids) > 1
+        constraint = request.constraint() if request.constraint else None
         events_of: AsyncGenerator[Sequence[TokenEvent], None] = self._engine.generate(
             ids,
             params,
-            constraint=request.constraint() if request.constraint else None,
+            constraint=constraint,
             group=admitted.group,
             first_score=1 if is_scored else None,
             priority=request.priority,
@@ -126,8 +128,7 @@ class TextGenerator:
                 if text.has_begun:
                     delta = await self._begun(admitted, delta, events[0], clock)
                 if delta.finish_reason:
-                    clock.finished(delta.finish_reason)
-                    delta = replace(delta, timing=clock.timing() if request.options.timing else None)
+                    delta = _ended(request, delta, constraint, clock)
                 if delta.says_something:
                     yield delta
                 if delta.finish_reason:
@@ -159,3 +160,18 @@ class TextGenerator:
                 f"is {params.max_tokens} after a prompt of {num_prompt} tokens, and the limit is {limit} "
                 "tokens in all, which is what the cache has memory for",
             )
+
+
+def _ended(
+    request: TextRequest, delta: TextDelta, constraint: TextConstraint | None, clock: RequestClock
+) -> TextDelta:
+    """The last delta of a sequence, with its times.
+
+    Raises:
+        InvalidParameter: it is the last one because the constraint became too complex.
+    """
+    if constraint:
+        constraint.check()
+    if delta.finish_reason:
+        clock.finished(delta.finish_reason)
+    return replace(delta, timing=clock.timing() if request.options.timing else None)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from llm_grpc.engine.constraint import TokenConstraint
 from llm_grpc.sampling_params import SamplingParams
 from llm_grpc.text.cancellation import Cancellation
 
-NewConstraint = Callable[[], TokenConstraint]
+
+class TextConstraint(TokenConstraint, Protocol):
+    """Holds one sequence to a form, and says where it could not."""
+
+    def check(self) -> None:
+        """Raise InvalidParameter where the sequence was ended because the form is too complex."""
+        ...
+
+
+NewConstraint = Callable[[], TextConstraint]
 """Makes the state of a constraint anew, for one sequence. It does not block: what had to be compiled is."""
 
 

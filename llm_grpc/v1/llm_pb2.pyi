@@ -479,7 +479,8 @@ Global___ResponseOptions: _TypeAlias = ResponseOptions  # noqa: Y015
 @_typing.final
 class Constraint(_message.Message):
     """Constraint holds the text to a form. A text that max_tokens, the context or a stop string cuts may lack
-    its end.
+    its end. It does not go with sampling.allowed_token_ids, sampling.banned_token_ids or stopping.min_tokens:
+    they could leave no token that may come.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -491,14 +492,18 @@ class Constraint(_message.Message):
     CHOICE_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
     """json_schema is a JSON schema, as text: the answer is a JSON document that is valid by it. What the
-    server does not know of JSON schema is refused, never ignored.
+    server does not know of JSON schema is refused, never ignored. Properties come in the schema's order.
     """
     json_object: _builtins.bool
     """json_object asks for any JSON object. It must be true."""
     regex: _builtins.str
-    """regex is a regular expression that the whole text matches, in the syntax of Rust's regex crate."""
+    """regex is a regular expression that the whole text matches, in the syntax of Rust's regex crate; at
+    most 4,096 bytes of UTF-8.
+    """
     grammar: _builtins.str
-    """grammar is a context-free grammar in the Lark format, as llguidance reads it, with a rule `start`."""
+    """grammar is a context-free grammar in the Lark format, as llguidance reads it, with a rule `start`; at
+    most 16,384 bytes of UTF-8, without `%json`, `%llguidance` and temperatures.
+    """
     @_builtins.property
     def choice(self) -> Global___Choice:
         """choice is a list of texts, one of which is the answer."""

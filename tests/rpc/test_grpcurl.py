@@ -255,3 +255,10 @@ def test_reflection(embedded: ServerProcess, version: str) -> None:
     assert sorted(service.name for service in listed.list_services_response.service) == SERVICES
     assert all(answer.file_descriptor_response.file_descriptor_proto for answer in found)
     assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+def test_a_constraint(grpcurl: Grpcurl) -> None:
+    schema = json.dumps({"type": "array", "items": {"enum": ["le", "chat"]}, "minItems": 2, "maxItems": 2})
+    data = json.dumps({"prompt": PROMPT, "max_tokens": 64, "constraint": {"json_schema": schema}})
+    (answer,) = parsed(Response, grpcurl("llm_grpc.v1.LLMService/GenerateText", data=data))
+    assert set(json.loads(answer.generated_text)) <= {"le", "chat"}

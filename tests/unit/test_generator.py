@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_grpc.engine.async_engine import AsyncEngine
+from llm_grpc.engine.constraint import TokenMask
 from llm_grpc.engine.engine import Load
 from llm_grpc.engine.request import TokenEvent
 from llm_grpc.errors import EngineFailed, InvalidParameter, PromptTooLong, QueueFull
@@ -262,6 +263,31 @@ async def test_a_stop_string_frees_the_slot_before_the_tokens_are_spent() -> Non
         bench.runner.open()
         assert whole(await answer).text == "why? because the "
         assert whole(await other).completion_tokens == len(tokens)
+
+
+class TooComplex:
+    """A constraint that gives up at once."""
+
+    is_complete = True
+
+    def start(self) -> TokenMask:
+        raise AssertionError("this engine asks for no mask")
+
+    def advance(self, token: int) -> None:
+        raise AssertionError("this engine tells no token")
+
+    def check(self) -> None:
+        raise InvalidParameter("constraint.regex", "is too complex after 0 tokens")
+
+
+async def test_a_constraint_that_gave_up_is_the_requests_fault() -> None:
+    engine, admission = ScriptedEngine([EOS_ID], []), Admission(1, 0)
+    generator = TextGenerator(TOKENIZER, cast("AsyncEngine", engine), admission, ModelMetrics(Metrics(), "m"))
+    request = TextRequest("the cat", SamplingParams(9), constraint=TooComplex)
+    with pytest.raises(InvalidParameter, match=r"constraint\.regex: is too complex"):
+        async for _ in generator.generate(request):
+            pass
+    assert admission.held == 0
 
 
 async def test_one_request_too_many_is_refused_before_any_work() -> None:

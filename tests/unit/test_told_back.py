@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_grpc.engine.async_engine import AsyncEngine
-from llm_grpc.engine.constraint import TokenConstraint
 from llm_grpc.engine.request import TokenEvent
 from llm_grpc.engine.step_plan import TokenScore
 from llm_grpc.errors import EngineFailed, PromptTooLong, QueueFull
@@ -22,7 +21,7 @@ from llm_grpc.sampling_params import FinishReason, SamplingParams
 from llm_grpc.text.admission import Admission
 from llm_grpc.text.generator import TextGenerator
 from llm_grpc.text.text_delta import PromptInfo, TextDelta, TopToken, joined
-from llm_grpc.text.text_request import AnswerOptions, TextRequest
+from llm_grpc.text.text_request import AnswerOptions, NewConstraint, TextRequest
 from tests.unit.small_tokenizers import BOS, EOS, byte_level, decode, token_id
 
 TOKENIZER = byte_level()
@@ -139,9 +138,14 @@ def test_sequences_are_one_group_and_the_prompt_is_scored_once() -> None:
     engine = ManyEngine({5: encode("a"), 6: encode("b"), 7: encode("c")})
     made: list[object] = []
 
-    def constraint() -> TokenConstraint:
-        made.append(object())
-        return cast("TokenConstraint", made[-1])
+    class Kept:
+        def __init__(self) -> None:
+            made.append(self)
+
+        def check(self) -> None:
+            assert self in made
+
+    constraint = cast("NewConstraint", Kept)
 
     params = replace(SAMPLED, seed=5, num_prompt_logprobs=2)
     answers(engine, TextRequest("the cat", params, num_sequences=3, constraint=constraint, priority=4))

@@ -675,7 +675,8 @@ func (x *ResponseOptions) GetReceipt() bool {
 }
 
 // Constraint holds the text to a form. A text that max_tokens, the context or a stop string cuts may lack
-// its end.
+// its end. It does not go with sampling.allowed_token_ids, sampling.banned_token_ids or stopping.min_tokens:
+// they could leave no token that may come.
 type Constraint struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// constraint is the form. At most Model.limits.max_constraint_bytes of UTF-8. One that cannot be
@@ -781,7 +782,7 @@ type isConstraint_Constraint interface {
 
 type Constraint_JsonSchema struct {
 	// json_schema is a JSON schema, as text: the answer is a JSON document that is valid by it. What the
-	// server does not know of JSON schema is refused, never ignored.
+	// server does not know of JSON schema is refused, never ignored. Properties come in the schema's order.
 	JsonSchema string `protobuf:"bytes,1,opt,name=json_schema,json=jsonSchema,proto3,oneof"`
 }
 
@@ -791,12 +792,14 @@ type Constraint_JsonObject struct {
 }
 
 type Constraint_Regex struct {
-	// regex is a regular expression that the whole text matches, in the syntax of Rust's regex crate.
+	// regex is a regular expression that the whole text matches, in the syntax of Rust's regex crate; at
+	// most 4,096 bytes of UTF-8.
 	Regex string `protobuf:"bytes,3,opt,name=regex,proto3,oneof"`
 }
 
 type Constraint_Grammar struct {
-	// grammar is a context-free grammar in the Lark format, as llguidance reads it, with a rule `start`.
+	// grammar is a context-free grammar in the Lark format, as llguidance reads it, with a rule `start`; at
+	// most 16,384 bytes of UTF-8, without `%json`, `%llguidance` and temperatures.
 	Grammar string `protobuf:"bytes,4,opt,name=grammar,proto3,oneof"`
 }
 
