@@ -83,8 +83,7 @@ def reference(logits: Sequence[float], sample: Sample) -> Reference:
         least = sorted(row, reverse=True)[min(params.top_k, len(row)) - 1]
         kept = {token: weight for token, weight in kept.items() if row[token] >= least}
     if params.top_p < 1:
-        order = sorted(kept, key=lambda token: (-exponents[token], token))
-        kept = _until(order, kept, params.top_p, found)
+        kept = _until({t: -w for t, w in kept.items()}, kept, exponents, params.top_p, found)
     if params.min_p > 0:
         share = params.min_p * max(kept.values())
         kept = {t: w for t, w in kept.items() if w == 1 or not found.is_less(w, share)}
@@ -95,14 +94,25 @@ def reference(logits: Sequence[float], sample: Sample) -> Reference:
     return found
 
 
-def _until(order: list[int], weights: dict[int, float], share: float, found: Reference) -> dict[int, float]:
-    """The first of ``order`` whose weights reach ``share`` of all."""
+def _until(
+    rank: dict[int, float],
+    weights: dict[int, float],
+    exponents: list[float],
+    share: float,
+    found: Reference,
+) -> dict[int, float]:
+    """Those of the lowest rank, of equal ones the lower id first, whose weights reach ``share`` of all."""
+    order = sorted(weights, key=lambda token: (rank[token], token))
     total, mass, kept = math.fsum(weights.values()), 0.0, dict[int, float]()
     for token in order:
         kept[token] = weights[token]
         mass += weights[token]
         if not found.is_less(mass / total, share):
             break
+    near_border = order[max(len(kept) - 2, 0) : len(kept) + 1]
+    for first, second in pairwise(near_border):
+        if exponents[first] != exponents[second]:
+            found.is_less(rank[first], rank[second])
     return kept
 
 
@@ -110,13 +120,7 @@ def _typical(
     weights: dict[int, float], exponents: list[float], share: float, found: Reference
 ) -> dict[int, float]:
     total = math.fsum(weights.values())
-    shares = {token: weight / total for token, weight in weights.items()}
-    entropy = -math.fsum(p * math.log(p) for p in shares.values() if p > 0)
-    distance = {token: abs(math.log(total) - math.log(weights[token]) - entropy) for token in weights}
-    order = sorted(weights, key=lambda token: (distance[token], token))
-    kept = _until(order, weights, share, found)
-    near_border = order[max(len(kept) - 2, 0) : len(kept) + 1]
-    for first, second in pairwise(near_border):
-        if exponents[first] != exponents[second]:
-            found.is_less(distance[first], distance[second])
-    return kept
+    shares = [weight / total for weight in weights.values()]
+    entropy = -math.fsum(p * math.log(p) for p in shares if p > 0)
+    distance = {t: abs(math.log(total) - math.log(weight) - entropy) for t, weight in weights.items()}
+    return _until(distance, weights, exponents, share, found)
