@@ -27,13 +27,22 @@ both = pytest.mark.parametrize("kind", ["slots", "blocks"])
 class Bench:
     """A scheduler over slots or blocks; counts what chunks compute."""
 
-    def __init__(self, kind: str, num_slots: int = 8, chunk_tokens: int = 8, num_blocks: int = 200) -> None:
+    def __init__(
+        self,
+        kind: str,
+        num_slots: int = 8,
+        chunk_tokens: int = 8,
+        num_blocks: int = 200,
+        max_chunk_tokens: int = 1024,
+    ) -> None:
         self.blocks: Blocks | None = None
         if kind == "slots":
             self.runner = ScriptedRunner()
             self.scheduler = slot_scheduler(num_slots, CONTEXT, chunk_tokens, ())
         else:
-            self.scheduler, self.blocks = block_scheduler(num_blocks, SIZE, num_slots, CONTEXT, chunk_tokens)
+            self.scheduler, self.blocks = block_scheduler(
+                num_blocks, SIZE, num_slots, CONTEXT, chunk_tokens, max_chunk_tokens=max_chunk_tokens
+            )
             self.runner = ScriptedPagedRunner(num_blocks, SIZE, references=self.blocks.pool.references)
         self.requests: list[Request] = []
 
@@ -306,3 +315,29 @@ def test_a_copy_goes_with_who_was_to_get_it_and_not_with_who_was_to_get_it_first
     assert len(bench.step().block_copies) == 1
     bench.finish()
     assert bench.num_computed == len(PROMPT) + 1
+
+
+def test_nobody_waits_for_what_is_found_elsewhere() -> None:
+    """An older one computes again what is in the cache, for its scores."""
+    bench = Bench("blocks", chunk_tokens=16, max_chunk_tokens=8)
+    bench.add(PROMPT)
+    bench.finish()
+    bench.add_group([PROMPT], first_score=1)
+    [mate] = bench.add_group([[*PROMPT[:20], 30]])
+    assert [list(chunk.tokens) for chunk in bench.step().chunks] == [PROMPT[:8], [30]]
+    assert mate.num_cached == 20
+    bench.finish()
+
+
+def test_a_full_block_that_is_found_no_more_is_copied_but_for_its_last_token() -> None:
+    bench = Bench("blocks", chunk_tokens=64)
+    leader, mate = bench.add_group([PROMPT, [*PROMPT, 30]])
+    bench.step()
+    assert bench.blocks
+    assert leader.slot is not None
+    name = bench.blocks.pool.name(bench.blocks.table(leader).blocks[4])
+    assert name
+    bench.blocks.pool.forget(name)
+    bench.step()
+    assert mate.num_cached == 4 * SIZE + 3
+    bench.finish()

@@ -268,3 +268,33 @@ def test_a_mask_that_failed_allows_all_that_there_is() -> None:
     bits = plan.samples[0].mask.wait()
     assert (bits.itemsize, len(bits)) == (4, -(-VOCAB // 32))
     assert set(bits) == {0xFFFFFFFF}
+
+
+def test_scores_that_just_fit_take_one_step() -> None:
+    for scheduler, runner in scorers(128):
+        scheduler.add(request(1, LONG[: MAX_SCORED_ROWS + 1], 1, first_score=1))
+        finish(scheduler, runner)
+        assert [len(plan.scores) for plan in runner.plans] == [MAX_SCORED_ROWS]
+
+
+def test_who_has_no_scores_goes_on_where_others_fill_the_step() -> None:
+    _, (scheduler, runner) = scorers(256)
+    for number in (1, 2):
+        scheduler.add(request(number, [number, *LONG[:99]], 1, first_score=1))
+    plain = request(3, [3] * 9, 1)
+    scheduler.add(plain)
+    plan, events = step(scheduler, runner)
+    assert [len(chunk.tokens) for chunk in plan.chunks] == [MAX_SCORED_ROWS, 9]
+    assert [event.request_id for event in events] == [3]
+
+
+def test_of_one_step_s_guesses_some_may_be_the_end_and_others_not() -> None:
+    scheduler = slot_scheduler(1, 64, 16, {EOS}, StepBudget(16, 15))
+    runner = ScriptedRunner(lambda history: EOS if len(history) >= 6 + 9 else 5)
+    scheduler.add(request(1, [5] * 6, 20, min_tokens=9))
+    assert said(finish(scheduler, runner)) == [5] * 9 + [EOS]
+    for plan in runner.plans:
+        assert [sample.banned for sample in plan.samples] == [
+            (EOS,) if sample.index < 9 else () for sample in plan.samples
+        ]
+    assert any(len({sample.banned for sample in plan.samples}) == 2 for plan in runner.plans)

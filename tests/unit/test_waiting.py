@@ -107,3 +107,14 @@ def test_a_request_began_when_it_first_got_a_slot() -> None:
         scheduler.add(request(number, [number], max_tokens=2))
     events = finish(scheduler, runner)
     assert [(event.request_id, event.begun_s) for event in events] == [(1, 1.0), (1, 0.0), (2, 2.0), (2, 0.0)]
+
+
+def test_who_gives_way_began_when_it_did() -> None:
+    now = iter(float(number) for number in range(1, 100))
+    scheduler, runner = slot_scheduler(1, 20, 4, (), clock=lambda: next(now)), ScriptedRunner()
+    asked = request(1, [1] * 6, max_tokens=1)
+    scheduler.add(asked)
+    step(scheduler, runner)
+    scheduler._preempt(asked)
+    [event] = finish(scheduler, runner)
+    assert (event.begun_s, next(now)) == (1.0, 2.0)
