@@ -85,6 +85,8 @@ def test_a_stop_string_that_ends_too_early_is_text(
         if found is not None:
             break
         assert shown.startswith("".join(out)), "nothing of a stop string is let out"
+        held = "".join(pieces[: at + 1])[len("".join(out)) :]
+        assert held == "" or any(each.startswith(held) and each != held for each in stops)
     else:
         matcher.flush(out)
     assert found == stop

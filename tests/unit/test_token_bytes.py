@@ -109,6 +109,19 @@ def test_a_metaspace_tokenizer_tells_the_spaces_of_words(words: list[str]) -> No
 
 
 @pytest.mark.parametrize(
+    ("words", "told_of"), [(["s", "\ufffd"], ["s", "\ufffd"]), (["\ufffd", "s"], ["", "\ufffds"])]
+)
+def test_a_token_that_looks_like_half_a_character_is_told_when_it_is_shown(
+    words: list[str], told_of: list[str]
+) -> None:
+    raw = Tokenizer.from_str(metaspace().raw.to_str())
+    raw.add_tokens(["\ufffd"])
+    tokenizer = load(raw)
+    ids, prompt = [token_id(tokenizer, word) for word in words], [token_id(tokenizer, f"{SPACE}cat")]
+    assert [record.text.decode() for record in told(tokenizer, ids, prompt)] == told_of
+
+
+@pytest.mark.parametrize(
     ("tokenizer", "first", "tops"),
     [
         (BYTE_LEVEL, "a", {"b": b"b", " ": b" ", EOS: b""}),
