@@ -170,5 +170,6 @@ class RequestClock:
         self._metrics.e2e_request_latency.observe(self._metrics.clock() - self._started)
 
     def timing(self) -> Timing:
-        """The times of a sequence that has ended."""
-        return Timing(self._begun - self._started, self._first - self._begun, self._last - self._first)
+        """The times of a sequence that has ended; those of what it never came to are 0."""
+        first, last = self._first or self._begun, self._last or self._begun
+        return Timing(self._begun - self._started, first - self._begun, last - first)

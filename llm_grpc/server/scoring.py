@@ -12,8 +12,9 @@ from llm_grpc.server.calls import Call
 from llm_grpc.server.fields import refuse_unknown_fields, token_ids
 from llm_grpc.server.models import Models
 from llm_grpc.server.requests import checked_salt
+from llm_grpc.server.responses import to_tokens
 from llm_grpc.server.served_model import ServedModel
-from llm_grpc.text.scorer import ScoredText, ScoreRequest, TextScorer
+from llm_grpc.text.scorer import ScoreRequest
 from llm_grpc.v1.llm_pb2 import Score, ScoreTextRequest, ScoreTextResponse
 
 
@@ -26,9 +27,11 @@ async def scores(
     found = await model.scorer.score(asked)
     response = ScoreTextResponse(request_id=call.request_id, model=model.name)
     response.usage.prompt_tokens = found.prompt_tokens
-    response.usage.completion_tokens = sum(len(text.ids) for text in found.candidates)
+    response.usage.completion_tokens = sum(len(text.tokens) for text in found.candidates)
     response.usage.cached_tokens = found.cached_tokens
-    response.scores.extend(_score(text, model.scorer, request.token_text) for text in found.candidates)
+    response.scores.extend(
+        Score(logprob=text.logprob, tokens=to_tokens(text.tokens)) for text in found.candidates
+    )
     yield response
 
 
@@ -90,17 +93,3 @@ def _candidates(request: ScoreTextRequest, model: ServedModel) -> Sequence[str] 
             raise InvalidParameter(f"{field}[{place}]", "must not be empty")
     size = model.manifest.vocabulary_size
     return [*texts] or [token_ids(f"{field}[{at}].ids", [*each.ids], size) for at, each in enumerate(lists)]
-
-
-def _score(text: ScoredText, scorer: TextScorer, token_text: bool) -> Score:
-    score = Score(logprob=text.logprob)
-    offset = 0
-    for place, (token_id, found) in enumerate(zip(text.ids, text.scores, strict=True)):
-        token = score.tokens.add(id=token_id, logprob=found.logprob)
-        for top_id, logprob in found.top:
-            text_of_top = scorer.text_of(top_id) if token_text else b""
-            token.top_logprobs.add(id=top_id, logprob=logprob, text=text_of_top)
-        if token_text:
-            token.text, token.text_offset = text.texts[place], offset
-            offset += len(text.texts[place])
-    return score

@@ -17,7 +17,8 @@ from llm_grpc.metrics import ModelMetrics
 from llm_grpc.sampling_params import SamplingParams
 from llm_grpc.text.admission import Admission
 from llm_grpc.text.cancellation import Cancellation
-from llm_grpc.text.detokenizer import Detokenizer
+from llm_grpc.text.text_delta import TextToken
+from llm_grpc.text.token_records import TokenRecords
 from llm_grpc.text.tokenizer import TextTokenizer
 
 
@@ -38,18 +39,11 @@ class ScoreRequest:
 
 
 class ScoredText(NamedTuple):
-    """One candidate: its tokens, how likely each is after those before it, and what each adds to the text, as
-    bytes of UTF-8, where that was asked for.
-    """
+    """One candidate's tokens, each with how likely it is after those before it."""
 
-    ids: Sequence[int]
-    scores: Sequence[TokenScore]
-    texts: Sequence[bytes]
-
-    @property
-    def logprob(self) -> float:
-        """The logarithm of the probability of all its tokens."""
-        return math.fsum(score.logprob for score in self.scores)
+    tokens: Sequence[TextToken]
+    logprob: float
+    """The logarithm of the probability of all of them, summed in double precision."""
 
 
 class Scores(NamedTuple):
@@ -93,14 +87,10 @@ class TextScorer:
                 self._metrics.prompt_tokens.inc(len(prompt_ids) + sum(map(len, candidates)))
                 events = await self._events(prompt_ids, candidates, request)
         scored = [
-            ScoredText(ids, event.prompt_scores, self._texts(prompt_ids, ids) if request.token_text else ())
+            self._scored(prompt_ids, ids, event.prompt_scores, request.token_text)
             for ids, event in zip(candidates, events, strict=True)
         ]
         return Scores(len(prompt_ids), min(event.cached_tokens for event in events), scored)
-
-    def text_of(self, token_id: int) -> bytes:
-        """The text of one token without neighbours."""
-        return self._tokenizer.text_alone(token_id).encode()
 
     async def _prompt(self, prompt: str | Sequence[int]) -> Sequence[int]:
         """The prompt's ids; of an empty text those that the tokenizer begins every text with, if it does."""
@@ -129,12 +119,15 @@ class TextScorer:
                     f"has {len(ids)} tokens after a prompt of {num_prompt}, and {limit} are the limit",
                 )
 
-    def _texts(self, prompt_ids: Sequence[int], ids: Sequence[int]) -> list[bytes]:
-        """What each token adds to the text after the prompt; the last one has what was never complete."""
-        detokenizer = Detokenizer(self._tokenizer, prompt_ids)
-        texts = [detokenizer.push(token_id) for token_id in ids]
-        texts[-1] += detokenizer.flush()
-        return [text.encode() for text in texts]
+    def _scored(
+        self, prompt_ids: Sequence[int], ids: Sequence[int], scores: Sequence[TokenScore], with_text: bool
+    ) -> ScoredText:
+        records, tokens = TokenRecords(self._tokenizer, prompt_ids, with_text=with_text), list[TextToken]()
+        for token_id, score in zip(ids, scores, strict=True):
+            tokens.append(records.record(token_id, score))
+            records.push(token_id)
+        records.flush(tokens)
+        return ScoredText(tokens, math.fsum(score.logprob for score in scores))
 
     async def _events(
         self, prompt_ids: Sequence[int], candidates: Sequence[Sequence[int]], request: ScoreRequest

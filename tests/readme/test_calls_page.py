@@ -26,7 +26,6 @@ def test_the_batch(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(line.split()[0] for line in capsys.readouterr().out.splitlines() if line) >= ["0", "1"]
 
 
-@pytest.mark.xfail(run=False, reason="runners of models tell no scores yet")
 def test_the_scores(client: Client) -> None:
     names: dict[str, Any] = {"client": client}
     exec(blocks(PAGE, "python")[1], names)

@@ -208,3 +208,48 @@ async def test_a_storm_leaves_nothing_behind(serve: Serve) -> None:
         assert engine
         await until(lambda: engine.load.num_running == 0)
         engine._engine.check_integrity()
+
+
+@READ
+@pytest.mark.parametrize("num_steps", [0, 3])
+async def test_all_sequences_of_a_request_end(serve: Serve, read: Read, num_steps: int) -> None:
+    runner = ScriptedRunner()
+    async with serve(runner) as (server, channel):
+        stub = llm_pb2_grpc.LLMServiceStub(channel)
+        runner.gate()
+        options = llm_pb2.ResponseOptions(timing=True, token_text=True, echo=True, prompt_tokens=True)
+        sampling = llm_pb2.Sampling(temperature=1, n=3, seed=7)
+        request = ask("go on", 40, request_id="id", sampling=sampling, response_options=options)
+        call = later(read(stub, request))
+        await runner.at_run()
+        for _ in range(num_steps):
+            await runner.next_run()
+        assert await cancelled(stub, "id") == 1
+        found = await call
+        if isinstance(found, list):
+            ends = {part.index: part for part in found if part.finish_reason}
+            assert sorted(ends) == [0, 1, 2]
+            ended: list[Any] = [ends[index] for index in range(3)]
+        else:
+            ended = list(found.sequences)
+        assert [end.finish_reason for end in ended] == [CANCELLED] * 3
+        assert [end.seed for end in ended] == [7, 8, 9]
+        for end in ended:
+            assert end.usage.prompt_tokens == len("go on")
+            assert end.timing.queue_ms >= 0
+            assert end.timing.prefill_ms >= 0
+            assert end.timing.decode_ms >= 0
+        runner.open()
+        await until(lambda: server.admission.held == 0)
+
+
+async def test_sequences_of_a_batch_take_a_permit_each(serve: Serve) -> None:
+    runner = ScriptedRunner()
+    async with serve(runner, engine={"max_running": 2, "max_waiting": 2}) as (server, channel):
+        stub = llm_pb2_grpc.LLMServiceStub(channel)
+        sampling = llm_pb2.Sampling(temperature=1, n=2, seed=7)
+        batch = llm_pb2.BatchGenerateTextRequest(requests=[ask("go", 4, sampling=sampling)] * 9)
+        items = [item async for item in stub.BatchGenerateText(batch, timeout=30)]
+        assert len(items) == 9
+        assert all(len(item.response.sequences) == 2 for item in items)
+        assert server.admission.held == 0

@@ -12,7 +12,6 @@ from tests.rpc.conftest import Serve, until
 from tests.unit.scripted_runner import ScriptedRunner
 
 
-@pytest.mark.xfail(strict=True, reason="the engine's queue knows no priority yet")
 @pytest.mark.parametrize(
     ("cap", "order"), [(100, [3, 2, 1, 0]), (0, [1, 2, 3, 0])], ids=["priority", "capped"]
 )

@@ -225,12 +225,9 @@ async def test_what_this_server_does_not_have(serve: Serve) -> None:
             assert error.value.code() is code
 
 
-WAITS_FOR_SCORES = pytest.mark.xfail(run=False, reason="runners of models tell no scores yet")
-
 texts = st.text(min_size=1, max_size=12)
 
 
-@WAITS_FOR_SCORES
 @settings(max_examples=20, deadline=None)
 @given(prompt=texts, candidates=st.lists(texts, min_size=1, max_size=5))
 def test_a_candidate_is_scored_as_if_it_were_alone(
@@ -251,7 +248,6 @@ def test_a_candidate_is_scored_as_if_it_were_alone(
         assert all(token.logprob <= 0 for token in one.tokens)
 
 
-@WAITS_FOR_SCORES
 def test_the_likeliest_continuation_is_what_the_model_says(embedded: ServerProcess) -> None:
     prompt = "Translate to French: the cat"
     with embedded.channel() as channel:
@@ -269,9 +265,6 @@ def test_the_likeliest_continuation_is_what_the_model_says(embedded: ServerProce
     assert scored.scores[0].logprob > max(score.logprob for score in scored.scores[1:])
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the engine does not look for what prompts that are scored begin with yet"
-)
 @pytest.mark.parametrize("cache", [llm_pb2.Cache(), llm_pb2.Cache(disabled=True)], ids=["cached", "alone"])
 async def test_the_prompt_is_computed_once(serve: Serve, cache: llm_pb2.Cache) -> None:
     runner = ScoringRunner()
