@@ -29,6 +29,7 @@ from llm_grpc.server.planes import DATA_PLANE, admin_plane, data_plane
 from llm_grpc.server.runners import MakeRunner, cache_bytes, runner_for
 from llm_grpc.server.served_model import ServedModel
 from llm_grpc.text.admission import Admission
+from llm_grpc.text.chat_template import load_chat_template
 from llm_grpc.text.generator import TextGenerator
 from llm_grpc.text.tokenizer import TextTokenizer
 from llm_grpc.v1 import admin_pb2
@@ -134,6 +135,7 @@ class Server:
             await asyncio.to_thread(check_digests, self._model_config.model, manifest)
         tokenizer = TextTokenizer(self._model_config.model / manifest.tokenizer, self._context_tokens - 1)
         tokenizer.check_ids(manifest.vocabulary_size)
+        chat_template = load_chat_template(self._model_config.model, manifest)
         worker = Worker(WORKER)  # recordings of a GPU are those of the thread that made them
         try:
             runner, budget, self._kv_tokens = await asyncio.wrap_future(worker.submit(self._warm_runner))
@@ -164,6 +166,8 @@ class Server:
                     self._metrics,
                     context_tokens if context_tokens < self._context_tokens else None,
                 ),
+                tokenizer=tokenizer,
+                chat_template=chat_template,
             )
         )
         await self._update_health()

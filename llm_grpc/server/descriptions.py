@@ -32,4 +32,8 @@ def to_model(model: ServedModel) -> model_pb2.Model:
         weights=manifest.weights,
         lowering=manifest.lowering,
         vocabulary_size=manifest.vocabulary_size,
+        capabilities=model_pb2.Capabilities(
+            chat_template=model.chat_template is not None,
+            tools=model.chat_template is not None and model.chat_template.tool_format is not None,
+        ),
     )

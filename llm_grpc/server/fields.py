@@ -31,6 +31,21 @@ def _messages(name: str, value: object) -> Iterable[tuple[str, Message]]:
         yield from ((f"{name}[{at}]", each) for at, each in enumerate(value) if isinstance(each, Message))
 
 
+def copy_shared_fields(source: Message, target: Message) -> None:
+    """Copy what is set of ``source`` into the fields of ``target`` that have the same name and number."""
+    known = target.DESCRIPTOR.fields_by_name
+    for field, value in source.ListFields():
+        other = known.get(field.name)
+        if other is None or other.number != field.number:
+            continue
+        if other.is_repeated:
+            getattr(target, field.name).extend(value)
+        elif isinstance(value, Message):
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            setattr(target, field.name, value)
+
+
 def number(value: float) -> str:
     """A number as an error shows it."""
     return f"{value:g}" if math.isfinite(value) else str(value)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from llm_grpc.config import ModelConfig
 from llm_grpc.manifest import Manifest
+from llm_grpc.text.chat_template import ChatTemplate
 from llm_grpc.text.generator import TextGenerator
+from llm_grpc.text.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class ServedModel:
     prefix_reuse: bool
     defaults: ModelConfig
     generator: TextGenerator
+    tokenizer: TextTokenizer
+    chat_template: ChatTemplate | None
 
     @property
     def max_prompt_tokens(self) -> int:

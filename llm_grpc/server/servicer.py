@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, TypeAlias
 
@@ -10,6 +10,7 @@ import grpc
 
 from llm_grpc.errors import UnsupportedParameter
 from llm_grpc.original import llm_service_pb2, llm_service_pb2_grpc
+from llm_grpc.server.chat import joined_chat, stream_chat
 from llm_grpc.server.models import Models
 from llm_grpc.server.requests import to_text_request
 from llm_grpc.server.responses import to_response
@@ -45,15 +46,17 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
                 sequence += 1
 
     async def Chat(self, request: llm_pb2.ChatRequest, context: Any) -> llm_pb2.ChatResponse:
-        """Not served yet."""
-        raise UnsupportedParameter("Chat: this version does not serve it")
+        """The whole message: those of the stream joined."""
+        async with aclosing(self.StreamChat(request, context)) as parts:
+            return joined_chat([part async for part in parts], several=request.sampling.n > 1)
 
     async def StreamChat(
         self, request: llm_pb2.ChatRequest, context: Any
-    ) -> AsyncIterator[llm_pb2.ChatResponse]:
-        """Not served yet."""
-        raise UnsupportedParameter("StreamChat: this version does not serve it")
-        yield  # type: ignore[unreachable]
+    ) -> AsyncGenerator[llm_pb2.ChatResponse, None]:
+        """The message as it is generated."""
+        async with aclosing(stream_chat(request, self._models.get(request.model))) as parts:
+            async for part in parts:
+                yield part
 
     async def BatchGenerateText(
         self, request: llm_pb2.BatchGenerateTextRequest, context: Any

@@ -31,6 +31,7 @@ class TextDelta(NamedTuple):
     stop_token_id: int | None = None
     cached_tokens: int = 0
     tokens: tuple[int, ...] = ()
+    index: int = 0  # type: ignore[assignment]  # nobody looks for a value in a delta
 
 
 def joined(deltas: Sequence[TextDelta]) -> TextDelta:
@@ -75,10 +76,16 @@ class TextGenerator:
         prompt, params = request.prompt, request.params
         with self._admission.permit():
             clock = RequestClock(self._metrics)
-            prompt_ids = await self._tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+            prompt_ids = (
+                await self._tokenizer.encode(prompt, add_special_tokens=request.adds_special_tokens)
+                if isinstance(prompt, str)
+                else prompt
+            )
             self._check_memory(len(prompt_ids), params)
             clock.prompt(len(prompt_ids))
-            text = _Text(Detokenizer(self._tokenizer, prompt_ids), params, request.options)
+            text = _Text(
+                Detokenizer(self._tokenizer, prompt_ids, request.shown_tokens), params, request.options
+            )
             async with aclosing(self._engine.generate(prompt_ids, params)) as batches:
                 async for events in batches:
                     delta = text.push(events)

@@ -35,7 +35,8 @@ class TextRequest:
 
     ``num_sequences`` are generated, each with ``params`` but a seed of its own, the first with that of
     ``params``. At most the last ``truncate_tokens`` of the prompt are kept; 0 keeps all. Those of higher
-    ``priority`` go first.
+    ``priority`` go first. ``shown_tokens`` are special tokens that give the text of their names; others give
+    none.
     """
 
     prompt: str | Sequence[int]
@@ -46,3 +47,4 @@ class TextRequest:
     priority: int = 0
     truncate_tokens: int = 0
     adds_special_tokens: bool = True
+    shown_tokens: frozenset[int] = frozenset()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
@@ -14,6 +16,17 @@ from llm_grpc.errors import InvalidParameter, ManifestError, PromptTooLong
 _INLINE_CHARACTERS = 4096
 """Longer prompts are tokenized in a worker thread (the library releases the GIL), so that the event loop
 stays free; shorter ones take less than the hand-over."""
+
+
+class TextToken(NamedTuple):
+    """One token of a text: its id, what the vocabulary writes, and its text's place in bytes of UTF-8. Tokens
+    that were added have none: ``start`` equals ``end``.
+    """
+
+    id: int
+    text: str
+    start: int
+    end: int
 
 
 class TextTokenizer:
@@ -40,17 +53,17 @@ class TextTokenizer:
                 "they do not belong together"
             )
 
-    async def encode(self, prompt: str) -> list[int]:
-        """Return the ids of ``prompt`` with the model's special tokens.
+    async def encode(self, prompt: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the ids of ``prompt``, with the model's special tokens unless it has them already.
 
         Raises:
             PromptTooLong: there are more than ``max_prompt_tokens``.
             InvalidParameter: there is none; some tokenizers drop spaces or characters they do not know.
         """
         if len(prompt) <= _INLINE_CHARACTERS:
-            ids = self._encode(prompt)
+            ids = self._encode(prompt, add_special_tokens)
         else:
-            ids = await asyncio.to_thread(self._encode, prompt)
+            ids = await asyncio.to_thread(self._encode, prompt, add_special_tokens)
         if not ids:
             raise InvalidParameter("prompt", "has 0 tokens for this model's tokenizer, and the least is 1")
         if len(ids) > self.max_prompt_tokens:
@@ -64,11 +77,35 @@ class TextTokenizer:
             text = self._texts[token_id] = self.decode([token_id])
         return text
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``; special tokens have none."""
-        text: str = self.raw.decode(ids, skip_special_tokens=True)
+    def decode(self, ids: Sequence[int], *, keep_special_tokens: bool = False) -> str:
+        """The text of ``ids``; special tokens have none, unless they are kept."""
+        text: str = self.raw.decode(ids, skip_special_tokens=not keep_special_tokens)
         return text
 
-    def _encode(self, prompt: str) -> list[int]:
-        ids: list[int] = self.raw.encode(prompt).ids
+    def tokens(self, text: str, *, add_special_tokens: bool) -> list[TextToken]:
+        """The tokens of ``text``, however many, and where each of them stands. Blocks."""
+        encoding = self.raw.encode(text, add_special_tokens=add_special_tokens)
+        places = _byte_places(text)
+        found = zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True)
+        return [TextToken(i, name, places[start], places[end]) for i, name, (start, end) in found]
+
+    def name_of(self, token_id: int) -> str:
+        """The token as the vocabulary writes it; empty where the tokenizer has none of that id."""
+        name: str | None = self.raw.id_to_token(token_id)
+        return name or ""
+
+    def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
+        """The special tokens among ``texts``."""
+        special = {str(token): i for i, token in self.raw.get_added_tokens_decoder().items() if token.special}
+        return frozenset(special[text] for text in texts if text in special)
+
+    def _encode(self, prompt: str, add_special_tokens: bool) -> list[int]:
+        ids: list[int] = self.raw.encode(prompt, add_special_tokens=add_special_tokens).ids
         return ids
+
+
+def _byte_places(text: str) -> Sequence[int]:
+    """Where each character of ``text`` begins, in bytes of UTF-8, and where the last one ends."""
+    if text.isascii():
+        return range(len(text) + 1)
+    return list(accumulate((1 + (c > "\x7f") + (c > "\u07ff") + (c > "\uffff") for c in text), initial=0))

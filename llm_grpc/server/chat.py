@@ -1,0 +1,155 @@
+"""Chat: the conversation becomes a prompt, the text becomes a message."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+
+from llm_grpc.errors import InvalidParameter
+from llm_grpc.sampling_params import FinishReason
+from llm_grpc.server.conversations import names_of, template_of, to_conversation
+from llm_grpc.server.fields import copy_shared_fields, refuse_unknown_fields
+from llm_grpc.server.requests import to_text_request
+from llm_grpc.server.responses import to_response
+from llm_grpc.server.served_model import ServedModel
+from llm_grpc.server.tool_choice import call_constraint, may_call
+from llm_grpc.text.generator import TextDelta
+from llm_grpc.text.text_request import TextRequest
+from llm_grpc.text.tool_calls import Parsed, ToolCall, ToolCallParser
+from llm_grpc.text.tool_format import ToolFormat
+from llm_grpc.v1 import chat_pb2, llm_pb2
+
+_PLACES = ("index", "sequence")
+"""Fields that say where a message stands: one with nothing else says nothing."""
+
+_UNTOLD = "-"
+"""Stands for the prompt while the other fields are checked: no template runs for a request that fails."""
+
+
+async def stream_chat(
+    request: llm_pb2.ChatRequest, model: ServedModel
+) -> AsyncGenerator[llm_pb2.ChatResponse, None]:
+    """Yield the messages of StreamChat.
+
+    Raises:
+        RequestError: as ``to_text_request``, ``to_conversation`` and ``TextGenerator.generate`` say; what
+            they say of a prompt is said of the messages.
+    """
+    refuse_unknown_fields(request)
+    calls_tools = may_call(request)
+    asked = await _to_text_request(request, model, calls_tools=calls_tools)
+    form = template_of(model).tool_format if calls_tools else None
+    answer = _Answer(asked, model.name, form, names_of(request.tools))
+    try:
+        async with aclosing(model.generator.generate(asked)) as deltas:
+            async for delta in deltas:
+                response = answer.push(delta)
+                if response:
+                    yield response
+    except InvalidParameter as error:
+        raise _about(error, "prompt", "messages") from None
+
+
+def joined_chat(parts: Sequence[llm_pb2.ChatResponse], *, several: bool) -> llm_pb2.ChatResponse:
+    """The answer of Chat: the messages of StreamChat put together, with ``choices`` where there are several
+    sequences.
+    """
+    by_index: defaultdict[int, list[llm_pb2.ChatResponse]] = defaultdict(list)
+    for part in parts:
+        by_index[part.index].append(part)
+    wholes = [_joined(by_index[index]) for index in sorted(by_index)]
+    if several:
+        for whole in wholes:
+            copy_shared_fields(whole, wholes[0].choices.add())
+    return wholes[0]
+
+
+async def _to_text_request(
+    request: llm_pb2.ChatRequest, model: ServedModel, *, calls_tools: bool
+) -> TextRequest:
+    """Check all of a request, then let the template make its prompt."""
+    conversation = to_conversation(request.messages, request.tools, request.template_options, model)
+    common = llm_pb2.GenerateTextRequest()
+    copy_shared_fields(request, common)
+    common.prompt = _UNTOLD
+    forced = call_constraint(request, model)
+    if forced:
+        common.constraint.CopyFrom(forced)
+    try:
+        asked = to_text_request(common, model)
+    except InvalidParameter as error:
+        raise (_about(error, "constraint", "tools") if forced else error) from None
+    template = template_of(model)
+    prompt = await template.prompt(conversation if calls_tools else conversation._replace(tools=None))
+    markers = template.tool_format.markers if calls_tools and template.tool_format else ()
+    shown = model.tokenizer.special_ids(markers)
+    return replace(asked, prompt=prompt, adds_special_tokens=False, shown_tokens=shown)
+
+
+def _about(error: InvalidParameter, field: str, other: str) -> InvalidParameter:
+    """The same error, about the field ``other`` that the caller has set where it is about ``field``."""
+    is_inside = error.field == field or error.field.startswith(f"{field}.")
+    return type(error)(other, error.problem) if is_inside else error
+
+
+class _Answer:
+    """Turns the deltas of one request into messages; ``form`` is None where no tools may be called."""
+
+    def __init__(
+        self, asked: TextRequest, name: str, form: ToolFormat | None, tools: Collection[str]
+    ) -> None:
+        self._asked = asked
+        self._name = name
+        self._form = form
+        self._tools = tools
+        self._parsers: dict[int, ToolCallParser] = {}
+        self._callers: set[int] = set()
+        self._sequence = 0
+
+    def push(self, delta: TextDelta) -> llm_pb2.ChatResponse | None:
+        """The message of one delta, None where it has nothing to say yet."""
+        content, calls = self._parse(delta) if self._form else Parsed(delta.text)
+        reason = delta.finish_reason
+        if delta.index in self._callers and reason in (FinishReason.EOS, FinishReason.STOP):
+            reason = FinishReason.TOOL_CALLS
+        delta = delta._replace(text=content, finish_reason=reason)
+        response = to_response(delta, self._sequence, self._asked.params, self._name)
+        if not calls and all(field.name in _PLACES for field, _ in response.ListFields()):
+            return None
+        self._sequence += 1
+        return _message(response, content, calls)
+
+    def _parse(self, delta: TextDelta) -> Parsed:
+        assert self._form
+        if delta.index not in self._parsers:
+            self._parsers[delta.index] = ToolCallParser(self._form, self._tools)
+        parser = self._parsers[delta.index]
+        parsed = parser.push(delta.text)
+        if delta.finish_reason:
+            rest = parser.finish()
+            parsed = Parsed(parsed.content + rest.content, parsed.calls + rest.calls)
+        if parsed.calls:
+            self._callers.add(delta.index)
+        return parsed
+
+
+def _message(
+    response: llm_pb2.GenerateTextResponse, content: str, calls: Sequence[ToolCall]
+) -> llm_pb2.ChatResponse:
+    message = chat_pb2.ChatMessage(role=chat_pb2.ROLE_ASSISTANT, content=content)
+    for call in calls:
+        message.tool_calls.add(id=call.id, name=call.name, arguments=call.arguments)
+    found = llm_pb2.ChatResponse(message=message)
+    copy_shared_fields(response, found)
+    return found
+
+
+def _joined(parts: Sequence[llm_pb2.ChatResponse]) -> llm_pb2.ChatResponse:
+    whole = llm_pb2.ChatResponse()
+    for part in parts:
+        whole.MergeFrom(part)  # the last of single values, all of repeated ones
+    whole.message.content = "".join(part.message.content for part in parts)
+    whole.sequence = 0
+    return whole
