@@ -22,8 +22,8 @@ from llm_grpc.text.tool_format import ToolFormat, tool_format_of
 MAX_PROMPT_CHARACTERS = 16 * 1024 * 1024
 """Most characters of a rendered prompt: four times what the largest request message may hold by default."""
 
-MAX_OPERATIONS = 2_000_000
-"""Most look-ups and calls of one rendering, about a second of work. Templates take some tens a message."""
+MAX_OPERATIONS = 500_000
+"""Most look-ups and calls of one rendering, a second or two of work. Templates take some tens a message."""
 
 _INLINE_MESSAGES, _INLINE_CHARACTERS = 32, 4096
 """Larger conversations are rendered in a worker thread, so that the event loop stays free; smaller ones take
@@ -61,7 +61,9 @@ class ChatTemplate:
         special_tokens: SpecialTokens,
         tool_source: str | None = None,
         now: Callable[[], datetime] = datetime.now,
+        max_operations: int = MAX_OPERATIONS,
     ) -> None:
+        self._max_operations = max_operations
         self._environment = TemplateEnvironment(now)
         self._special_tokens = dict(special_tokens)
         try:
@@ -93,7 +95,7 @@ class ChatTemplate:
 
         Raises:
             InvalidParameter: the template refuses the messages or cannot work with them, makes nothing of
-                them, or takes more than ``MAX_OPERATIONS`` or ``MAX_PROMPT_CHARACTERS``.
+                them, takes more than ``max_operations`` or makes more than ``MAX_PROMPT_CHARACTERS``.
         """
         messages, tools, options = conversation
         template = self._with_tools if tools else self._template
@@ -102,7 +104,7 @@ class ChatTemplate:
         parts: list[str] = []
         num_characters = 0
         try:
-            with operations(MAX_OPERATIONS) as count:
+            with operations(self._max_operations) as count:
                 for part in template.generate(given):
                     count()
                     parts.append(part)
