@@ -68,9 +68,10 @@ def theirs(source: str, chat: list[dict[str, Any]], tools: Any, options: Mapping
     """What transformers makes; None where the template refuses."""
     given = {**SPECIAL, **options, "add_generation_prompt": True}
     try:
-        return render_jinja_template([chat], tools, chat_template=source, **given)[0][0]
+        rendered: list[str] = render_jinja_template([chat], tools, chat_template=source, **given)[0]
     except Exception:  # noqa: BLE001 - templates raise what they like
         return None
+    return rendered[0]
 
 
 def ours(

@@ -73,10 +73,14 @@ def test_what_a_template_refuses_is_the_messages_fault(source: str, says: str) -
     [
         "{% for a in range(n) %}{% for b in range(n) %}{{ '' }}{% endfor %}{% endfor %}x",
         "{% for a in range(n) %}{% for b in range(n) %}{% set _ = loop.index %}{% endfor %}{% endfor %}x",
-        "{% for a in range(n) %}{% for b in range(n) %}{% if messages[0].role %}{% endif %}{% endfor %}"
-        "{% endfor %}x",
-        "{% macro m() %}{% endmacro %}{% for a in range(n) %}{% for b in range(n) %}{% if m() %}{% endif %}"
-        "{% endfor %}{% endfor %}x",
+        (
+            "{% for a in range(n) %}{% for b in range(n) %}{% if messages[0].role %}{% endif %}{% endfor %}"
+            "{% endfor %}x"
+        ),
+        (
+            "{% macro m() %}{% endmacro %}{% for a in range(n) %}{% for b in range(n) %}"
+            "{% if m() %}{% endif %}{% endfor %}{% endfor %}x"
+        ),
         "{{ messages[0].content * (n * n) }}",
         "{{ (n * n) * [1] }}",
         "{{ n ** (n * n) }}",
