@@ -1,6 +1,6 @@
 """The Python client: ``from llm_grpc.client import Client, AsyncClient``."""
 
-from llm_grpc.client.async_client import AsyncClient, AsyncTextStream
+from llm_grpc.client.async_client import AsyncChatStream, AsyncClient, AsyncTextStream
 from llm_grpc.client.errors import (
     DeadlineExceeded,
     FieldViolation,
@@ -8,13 +8,15 @@ from llm_grpc.client.errors import (
     LLMError,
     Unavailable,
 )
-from llm_grpc.client.sync_client import Client, TextStream
+from llm_grpc.client.sync_client import ChatStream, Client, TextStream
 
 __all__ = [
     "Client",
     "TextStream",
+    "ChatStream",
     "AsyncClient",
     "AsyncTextStream",
+    "AsyncChatStream",
     "LLMError",
     "InvalidRequest",
     "Unavailable",

@@ -65,26 +65,26 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> llm_pb2.Genera
         raise TypeError("stop is a sequence of texts, not one text")
     request = llm_pb2.GenerateTextRequest()
     if isinstance(prompt, str | bytes):  # bytes are UTF-8, not ids
-        _set(request, "prompt", prompt)
+        set_field(request, "prompt", prompt)
     else:
-        _extend(request, "prompt_token_ids", prompt)
-    _set(request, "max_tokens", options.get("max_tokens"))
-    _set(request, "model", options.get("model"))
-    _set(request.sampling, "temperature", options.get("temperature"))
-    _set(request.sampling, "top_p", options.get("top_p"))
-    _set(request.sampling, "top_k", options.get("top_k"))
-    _set(request.sampling, "seed", options.get("seed"))
+        extend_field(request, "prompt_token_ids", prompt)
+    set_field(request, "max_tokens", options.get("max_tokens"))
+    set_field(request, "model", options.get("model"))
+    set_field(request.sampling, "temperature", options.get("temperature"))
+    set_field(request.sampling, "top_p", options.get("top_p"))
+    set_field(request.sampling, "top_k", options.get("top_k"))
+    set_field(request.sampling, "seed", options.get("seed"))
     if stop:
         request.stopping.stop_strings.extend(stop)
     # False and "" are what the server takes for granted: they need no place on the wire.
-    _set(request.stopping, "ignore_eos", options.get("ignore_eos") or None)
-    _set(request.response_options, "tokens", options.get("tokens") or None)
-    _set(request.cache, "disabled", options.get("cache_disabled") or None)
-    _set(request.cache, "salt", options.get("cache_salt") or None)
+    set_field(request.stopping, "ignore_eos", options.get("ignore_eos") or None)
+    set_field(request.response_options, "tokens", options.get("tokens") or None)
+    set_field(request.cache, "disabled", options.get("cache_disabled") or None)
+    set_field(request.cache, "salt", options.get("cache_salt") or None)
     return request
 
 
-def _extend(message: Message, field: str, values: Sequence[int]) -> None:
+def extend_field(message: Message, field: str, values: Sequence[int]) -> None:
     """Fill one repeated field; an error names it."""
     try:
         getattr(message, field).extend(values)
@@ -92,7 +92,7 @@ def _extend(message: Message, field: str, values: Sequence[int]) -> None:
         raise _misfit(field, "a value", error) from error
 
 
-def _set(message: Message, field: str, value: float | str | bytes | None) -> None:
+def set_field(message: Message, field: str, value: float | str | bytes | None) -> None:
     """Set one field, unless the value is None; an error names field and value."""
     if value is None:
         return

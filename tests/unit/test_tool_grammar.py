@@ -10,12 +10,12 @@ import pytest
 from llm_grpc.text.tokenizer import TextTokenizer
 from llm_grpc.text.tool_calls import ToolCallParser
 from llm_grpc.text.tool_format import GRANITE, HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, ToolFormat
-from llm_grpc.text.tool_grammar import tool_grammar
+from llm_grpc.text.tool_grammar import Schemas, tool_grammar
 from tests.rpc.models import EOS, write_model_dir
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
-TOOLS = {"weather": CITY, "clock": NOTHING}
+TOOLS: Schemas = {"weather": CITY, "clock": NOTHING}
 ONE = '{"name": "weather", "arguments": {"city": "Rome"}}'
 OTHER = '{"name": "clock", "arguments": {}}'
 WRONG = '{"name": "weather", "arguments": {"city": 3}}'
