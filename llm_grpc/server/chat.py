@@ -10,11 +10,12 @@ from dataclasses import replace
 from llm_grpc.errors import InvalidParameter
 from llm_grpc.sampling_params import FinishReason
 from llm_grpc.server.conversations import names_of, template_of, to_conversation
-from llm_grpc.server.fields import copy_shared_fields, refuse_unknown_fields
+from llm_grpc.server.fields import beside_if_large, copy_shared_fields, refuse_unknown_fields
 from llm_grpc.server.requests import to_text_request
 from llm_grpc.server.responses import to_response
 from llm_grpc.server.served_model import ServedModel
 from llm_grpc.server.tool_choice import call_constraint, may_call
+from llm_grpc.text.chat_template import Conversation
 from llm_grpc.text.generator import TextDelta
 from llm_grpc.text.text_request import TextRequest
 from llm_grpc.text.tool_calls import Parsed, ToolCall, ToolCallParser
@@ -37,10 +38,15 @@ async def stream_chat(
         RequestError: as ``to_text_request``, ``to_conversation`` and ``TextGenerator.generate`` say; what
             they say of a prompt is said of the messages.
     """
-    refuse_unknown_fields(request)
-    calls_tools = may_call(request)
-    asked = await _to_text_request(request, model, calls_tools=calls_tools)
-    form = template_of(model).tool_format if calls_tools else None
+    asked, conversation = await beside_if_large(request, lambda: _checked(request, model))
+    template = template_of(model)
+    form = template.tool_format if conversation.tools else None
+    asked = replace(
+        asked,
+        prompt=await template.prompt(conversation),
+        adds_special_tokens=False,
+        shown_tokens=model.tokenizer.special_ids(form.markers if form else ()),
+    )
     answer = _Answer(asked, model.name, form, names_of(request.tools))
     try:
         async with aclosing(model.generator.generate(asked)) as deltas:
@@ -66,10 +72,10 @@ def joined_chat(parts: Sequence[llm_pb2.ChatResponse], *, several: bool) -> llm_
     return wholes[0]
 
 
-async def _to_text_request(
-    request: llm_pb2.ChatRequest, model: ServedModel, *, calls_tools: bool
-) -> TextRequest:
-    """Check all of a request, then let the template make its prompt."""
+def _checked(request: llm_pb2.ChatRequest, model: ServedModel) -> tuple[TextRequest, Conversation]:
+    """All of a request but its prompt, and what the template will make that of."""
+    refuse_unknown_fields(request)
+    is_told_of_tools = may_call(request)
     conversation = to_conversation(request.messages, request.tools, request.template_options, model)
     common = llm_pb2.GenerateTextRequest()
     copy_shared_fields(request, common)
@@ -81,11 +87,7 @@ async def _to_text_request(
         asked = to_text_request(common, model)
     except InvalidParameter as error:
         raise (_about(error, "constraint", "tools") if forced else error) from None
-    template = template_of(model)
-    prompt = await template.prompt(conversation if calls_tools else conversation._replace(tools=None))
-    markers = template.tool_format.markers if calls_tools and template.tool_format else ()
-    shown = model.tokenizer.special_ids(markers)
-    return replace(asked, prompt=prompt, adds_special_tokens=False, shown_tokens=shown)
+    return asked, conversation if is_told_of_tools else conversation._replace(tools=None)
 
 
 def _about(error: InvalidParameter, field: str, other: str) -> InvalidParameter:

@@ -20,7 +20,7 @@ def to_response(
     delta: TextDelta, sequence: int, params: SamplingParams, name: str
 ) -> llm_pb2.GenerateTextResponse:
     """One message of a stream; the fields of the last message are set where the delta has a finish reason."""
-    response = llm_pb2.GenerateTextResponse(generated_text=delta.text, sequence=sequence)
+    response = llm_pb2.GenerateTextResponse(generated_text=delta.text, index=delta.index, sequence=sequence)
     for token in delta.tokens:
         response.tokens.add(id=token)
     if delta.finish_reason:

@@ -7,9 +7,10 @@ from typing import Any
 
 from llm_grpc.errors import InvalidParameter
 from llm_grpc.server.conversations import template_of, to_conversation
-from llm_grpc.server.fields import refuse_unknown_fields
+from llm_grpc.server.fields import beside_if_large, refuse_unknown_fields
 from llm_grpc.server.models import Models
 from llm_grpc.server.served_model import ServedModel
+from llm_grpc.text.chat_template import Conversation
 from llm_grpc.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 
 
@@ -24,10 +25,10 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
     ) -> tokenizer_pb2.TokenizeResponse:
         """The tokens of a text or of a conversation."""
         model = self._models.get(request.model)
-        _check(request)
-        if request.HasField("text"):
+        conversation = await beside_if_large(request, lambda: _checked(request, model))
+        if conversation is None:
             return await asyncio.to_thread(_tokenized, request, request.text, model)
-        prompt = await _prompt(request.chat, model)
+        prompt = await _prompt(conversation, model)
         response = await asyncio.to_thread(_tokenized, request, prompt, model)
         if not request.count_only:
             response.prompt = prompt
@@ -42,20 +43,23 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         return await asyncio.to_thread(_detokenized, request, model)
 
 
-def _check(request: tokenizer_pb2.TokenizeRequest) -> None:
+def _checked(request: tokenizer_pb2.TokenizeRequest, model: ServedModel) -> Conversation | None:
+    """The conversation of a request, None where it has a text."""
     refuse_unknown_fields(request)
-    if request.WhichOneof("input") is None:
-        raise InvalidParameter("text", "must be set where there is no chat")
-    if request.HasField("chat") and request.HasField("add_special_tokens"):
-        raise InvalidParameter(
-            "add_special_tokens", "must not be set with chat: its template says what is added"
-        )
     if request.truncate_tokens < 0:
         raise InvalidParameter("truncate_tokens", f"is {request.truncate_tokens}, and must be 0 or more")
+    if request.HasField("text"):
+        return None
+    if not request.HasField("chat"):
+        raise InvalidParameter("text", "must be set where there is no chat")
+    if request.HasField("add_special_tokens"):
+        problem = "must not be set with chat: its template says what is added"
+        raise InvalidParameter("add_special_tokens", problem)
+    chat = request.chat
+    return to_conversation(chat.messages, chat.tools, chat.template_options, model, "chat.")
 
 
-async def _prompt(chat: tokenizer_pb2.ChatInput, model: ServedModel) -> str:
-    conversation = to_conversation(chat.messages, chat.tools, chat.template_options, model, "chat.")
+async def _prompt(conversation: Conversation, model: ServedModel) -> str:
     try:
         return await template_of(model).prompt(conversation)
     except InvalidParameter as error:

@@ -22,10 +22,10 @@ from llm_grpc.text.tool_format import ToolFormat, tool_format_of
 MAX_PROMPT_CHARACTERS = 16 * 1024 * 1024
 """Most characters of a rendered prompt: four times what the largest request message may hold by default."""
 
-MAX_OPERATIONS = 500_000
-"""Most look-ups and calls of one rendering, a second or two of work. Templates take some tens a message."""
+MAX_OPERATIONS = 200_000
+"""Most look-ups and calls of one rendering, about a second of work. Templates take 5 to 70 a message."""
 
-_INLINE_MESSAGES, _INLINE_CHARACTERS = 32, 4096
+_INLINE_MESSAGES, _INLINE_CHARACTERS = 8, 4096
 """Larger conversations are rendered in a worker thread, so that the event loop stays free; smaller ones take
 less than the hand-over."""
 
