@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import ByteLevel
 
 from llm_grpc.errors import InvalidParameter, ManifestError, PromptTooLong
@@ -43,6 +43,8 @@ class TextTokenizer:
         self.joins_bytes = isinstance(self.raw.decoder, ByteLevel)
         """Whether the text of ids is their bytes, one after the other, whatever stands before or after."""
         self._texts: dict[int, str] = {}
+        added: dict[int, AddedToken] = self.raw.get_added_tokens_decoder()
+        self._special = {token.content: token_id for token_id, token in added.items() if token.special}
 
     def check_ids(self, vocabulary_size: int) -> None:
         """Raise ManifestError unless the model has every id that a prompt may hold."""
@@ -96,8 +98,7 @@ class TextTokenizer:
 
     def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
         """The special tokens among ``texts``."""
-        special = {str(token): i for i, token in self.raw.get_added_tokens_decoder().items() if token.special}
-        return frozenset(special[text] for text in texts if text in special)
+        return frozenset(self._special[text] for text in texts if text in self._special)
 
     def _encode(self, prompt: str, add_special_tokens: bool) -> list[int]:
         ids: list[int] = self.raw.encode(prompt, add_special_tokens=add_special_tokens).ids

@@ -21,7 +21,7 @@ def answer(*deltas: TextDelta, form: ToolFormat | None = HERMES) -> list[llm_pb2
 
 
 DELTAS = [
-    TextDelta("Let ", index=0),
+    TextDelta("Let", index=0),
     TextDelta(CALL[:20], index=1),
     TextDelta(" me", index=0, tokens=(3,)),
     TextDelta(CALL[20:], index=1),
