@@ -74,9 +74,9 @@ def joined_chat(parts: Sequence[llm_pb2.ChatResponse], *, several: bool) -> llm_
 
 def _checked(request: llm_pb2.ChatRequest, model: ServedModel) -> tuple[TextRequest, Conversation]:
     """All of a request but its prompt, and what the template will make that of."""
-    refuse_unknown_fields(request)
     is_told_of_tools = may_call(request)
     conversation = to_conversation(request.messages, request.tools, request.template_options, model)
+    refuse_unknown_fields(request)
     common = llm_pb2.GenerateTextRequest()
     copy_shared_fields(request, common)
     common.prompt = _UNTOLD

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from google.protobuf.struct_pb2 import Struct, Value
 
-from llm_grpc.errors import InvalidParameter, UnsupportedParameter
+from llm_grpc.errors import InvalidParameter, PromptTooLong, UnsupportedParameter
 from llm_grpc.server.fields import number
 from llm_grpc.server.served_model import ServedModel
 from llm_grpc.text.chat_template import ChatTemplate, Conversation
@@ -48,12 +48,16 @@ def to_conversation(
 
     Raises:
         InvalidParameter: a field is out of its limits.
+        PromptTooLong: there are more messages than a prompt has tokens.
         UnsupportedParameter: the model has no template, or there are tools that it does not show or whose
             calls this version cannot read.
     """
     template = template_of(model)
     if not messages:
         raise InvalidParameter(f"{path}messages", "must not be empty")
+    if len(messages) > model.max_prompt_tokens:
+        limit = f"a prompt has at most {model.max_prompt_tokens} tokens"
+        raise PromptTooLong(f"{path}messages", f"has {len(messages)} messages, and {limit}")
     dicts = [_message(message, f"{path}messages[{at}]") for at, message in enumerate(messages)]
     return Conversation(
         dicts, _tools(tools, template, f"{path}tools"), _options(options, template, f"{path}template_options")

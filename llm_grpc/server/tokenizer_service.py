@@ -45,10 +45,10 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
 
 def _checked(request: tokenizer_pb2.TokenizeRequest, model: ServedModel) -> Conversation | None:
     """The conversation of a request, None where it has a text."""
-    refuse_unknown_fields(request)
     if request.truncate_tokens < 0:
         raise InvalidParameter("truncate_tokens", f"is {request.truncate_tokens}, and must be 0 or more")
     if request.HasField("text"):
+        refuse_unknown_fields(request)
         return None
     if not request.HasField("chat"):
         raise InvalidParameter("text", "must be set where there is no chat")
@@ -56,7 +56,9 @@ def _checked(request: tokenizer_pb2.TokenizeRequest, model: ServedModel) -> Conv
         problem = "must not be set with chat: its template says what is added"
         raise InvalidParameter("add_special_tokens", problem)
     chat = request.chat
-    return to_conversation(chat.messages, chat.tools, chat.template_options, model, "chat.")
+    conversation = to_conversation(chat.messages, chat.tools, chat.template_options, model, "chat.")
+    refuse_unknown_fields(request)
+    return conversation
 
 
 async def _prompt(conversation: Conversation, model: ServedModel) -> str:
@@ -72,12 +74,12 @@ def _tokenized(
     special = request.HasField("text") and (
         request.add_special_tokens or not request.HasField("add_special_tokens")
     )
-    tokens = model.tokenizer.tokens(text, add_special_tokens=special)
-    num_cut = max(0, len(tokens) - request.truncate_tokens) if request.truncate_tokens else 0
-    response = tokenizer_pb2.TokenizeResponse(count=len(tokens) - num_cut, truncated_count=num_cut)
-    if not request.count_only:
-        for token in tokens[num_cut:]:
-            response.tokens.add(id=token.id, text=token.text, start=token.start, end=token.end)
+    tokens = [] if request.count_only else model.tokenizer.tokens(text, add_special_tokens=special)
+    total = len(tokens) or model.tokenizer.count(text, add_special_tokens=special)
+    num_cut = max(0, total - request.truncate_tokens) if request.truncate_tokens else 0
+    response = tokenizer_pb2.TokenizeResponse(count=total - num_cut, truncated_count=num_cut)
+    for token in tokens[num_cut:]:
+        response.tokens.add(id=token.id, text=token.text, start=token.start, end=token.end)
     return response
 
 
@@ -88,5 +90,5 @@ def _detokenized(
     for at, token in enumerate(ids):
         if not 0 <= token <= last:
             raise InvalidParameter(f"token_ids[{at}]", f"is {token}, and must be 0 to {last}")
-    text = model.tokenizer.decode(ids, keep_special_tokens=request.keep_special_tokens)
+    text = model.tokenizer.text(ids, keep_special_tokens=request.keep_special_tokens)
     return tokenizer_pb2.DetokenizeResponse(text=text)

@@ -14,8 +14,9 @@ from tokenizers.decoders import ByteLevel
 from llm_grpc.errors import InvalidParameter, ManifestError, PromptTooLong
 
 _INLINE_CHARACTERS = 4096
-"""Longer prompts are tokenized in a worker thread (the library releases the GIL), so that the event loop
-stays free; shorter ones take less than the hand-over."""
+"""Longer prompts are tokenized in a worker thread, so that the event loop stays free; shorter ones take less
+than the hand-over. Only the library's methods for batches release the GIL, hence batches of one. Its lists of
+all tokens' texts and places are made under it, a million in a second: those are asked for one by one."""
 
 
 class TextToken(NamedTuple):
@@ -63,7 +64,7 @@ class TextTokenizer:
             InvalidParameter: there is none; some tokenizers drop spaces or characters they do not know.
         """
         if len(prompt) <= _INLINE_CHARACTERS:
-            ids = self._encode(prompt, add_special_tokens)
+            ids: list[int] = self.raw.encode(prompt, add_special_tokens=add_special_tokens).ids
         else:
             ids = await asyncio.to_thread(self._encode, prompt, add_special_tokens)
         if not ids:
@@ -79,17 +80,31 @@ class TextTokenizer:
             text = self._texts[token_id] = self.decode([token_id])
         return text
 
-    def decode(self, ids: Sequence[int], *, keep_special_tokens: bool = False) -> str:
-        """The text of ``ids``; special tokens have none, unless they are kept."""
-        text: str = self.raw.decode(ids, skip_special_tokens=not keep_special_tokens)
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``; special tokens have none."""
+        text: str = self.raw.decode(ids, skip_special_tokens=True)
         return text
 
+    def text(self, ids: Sequence[int], *, keep_special_tokens: bool) -> str:
+        """The text of ``ids``, however many; special tokens have none, unless they are kept. For a worker
+        thread.
+        """
+        texts: list[str] = self.raw.decode_batch([ids], skip_special_tokens=not keep_special_tokens)
+        return texts[0]
+
+    def count(self, text: str, *, add_special_tokens: bool) -> int:
+        """How many tokens ``text`` has. For a worker thread."""
+        return len(self.raw.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0])
+
     def tokens(self, text: str, *, add_special_tokens: bool) -> list[TextToken]:
-        """The tokens of ``text``, however many, and where each of them stands. Blocks."""
-        encoding = self.raw.encode(text, add_special_tokens=add_special_tokens)
+        """The tokens of ``text``, however many, and where each of them stands. For a worker thread."""
+        encoding = self.raw.encode_batch([text], add_special_tokens=add_special_tokens)[0]
         places = _byte_places(text)
-        found = zip(encoding.ids, encoding.tokens, encoding.offsets, strict=True)
-        return [TextToken(i, name, places[start], places[end]) for i, name, (start, end) in found]
+        found: list[TextToken] = []
+        for at, token_id in enumerate(encoding.ids):
+            start, end = encoding.token_to_chars(at) or (0, 0)
+            found.append(TextToken(token_id, self.name_of(token_id), places[start], places[end]))
+        return found
 
     def name_of(self, token_id: int) -> str:
         """The token as the vocabulary writes it; empty where the tokenizer has none of that id."""
@@ -101,7 +116,7 @@ class TextTokenizer:
         return frozenset(self._special[text] for text in texts if text in self._special)
 
     def _encode(self, prompt: str, add_special_tokens: bool) -> list[int]:
-        ids: list[int] = self.raw.encode(prompt, add_special_tokens=add_special_tokens).ids
+        ids: list[int] = self.raw.encode_batch_fast([prompt], add_special_tokens=add_special_tokens)[0].ids
         return ids
 
 

@@ -293,6 +293,11 @@ BAD: list[tuple[ChatRequest, str, str]] = [
         "the model's chat template refuses them: no system messages",
     ),
     (ChatRequest(messages=[user("x" * 1100)]), "messages", "has 1102 tokens, and the limit is 1023"),
+    (
+        ChatRequest(messages=[USER] * 1024),
+        "messages",
+        "has 1024 messages, and a prompt has at most 1023 tokens",
+    ),
     (ChatRequest(messages=[USER], tools=[tool("a b")]), "tools[0].name", "1 to 64 letters"),
     (
         ChatRequest(messages=[USER], tools=[tool("a"), tool("a")]),
@@ -389,3 +394,17 @@ async def test_a_template_without_tools_takes_none(
         assert await unsupported(stub, ChatRequest(messages=[USER], tools=[WEATHER])) == says
         answer = await stub.Chat(ChatRequest(messages=[USER], max_tokens=1), timeout=30)
         assert answer.finish_reason == llm_pb2.FINISH_REASON_LENGTH
+
+
+async def test_a_field_of_another_version_is_refused(says: Any) -> None:
+    request = ChatRequest.FromString(ChatRequest(messages=[USER]).SerializeToString() + b"\xfa\x3f\x01x")
+    async with says("ok") as (stub, _):
+        assert "this version knows no such field" in await unsupported(stub, request)
+
+
+async def test_a_large_request_is_refused_for_the_same_reasons(says: Any) -> None:
+    """It is looked through in a thread."""
+    messages = [*[user("x" * 100)] * 300, ChatMessage(role=ROLE_USER, tool_call_id="x")]
+    async with says("ok") as (stub, _):
+        with pytest.raises(grpc.aio.AioRpcError, match=r"messages\[300\]\.tool_call_id"):
+            await stub.Chat(ChatRequest(messages=messages), timeout=30)
