@@ -63,8 +63,10 @@ class Manifest(_Strict):
     name has other characters. ``verification`` is the SHA-256 of ``verification.json``, None where there is
     none. ``block_size`` is the tokens of a block of lowering ``paged``, None of lowering ``slots``.
     ``recordable`` says that no size inside the graph depends on values: a GPU can record a step and replay
-    it. These and the stages came later than the rest and have defaults; a reader that does not know them
-    refuses the file.
+    it. ``special_tokens`` are those that chat templates know by name, bos_token and its like;
+    ``tool_chat_template`` replaces ``chat_template`` where there are tools, None where one serves both. These
+    and the stages came later than the rest and have defaults; a reader that does not know them refuses the
+    file.
     """
 
     format: Literal[2]
@@ -87,6 +89,8 @@ class Manifest(_Strict):
     recordable: bool = False
     stages: Annotated[tuple[str, ...], Field(strict=False)] = ()
     stage_layers: Annotated[tuple[_Count, ...], Field(strict=False)] = ()
+    tool_chat_template: str | None = None
+    special_tokens: dict[str, str | Annotated[tuple[str, ...], Field(strict=False)]] = {}
 
     @property
     def graphs(self) -> tuple[str, ...]:
@@ -119,7 +123,7 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:
-        for name in (*self.graphs, self.tokenizer, self.chat_template):
+        for name in (*self.graphs, self.tokenizer, self.chat_template, self.tool_chat_template):
             if name is not None and name not in self.files:
                 raise ValueError(f"{name} is not among files")
         if _CACHES.get(self.weights, self.kv_cache.dtype) != self.kv_cache.dtype:

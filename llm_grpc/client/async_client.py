@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
@@ -17,12 +17,20 @@ from llm_grpc.client.channel import (
     Metadata,
     channel_options,
 )
+from llm_grpc.client.chat import (
+    ChatOptions,
+    Message,
+    TokenizeOptions,
+    chat_request,
+    detokenize_request,
+    tokenize_request,
+)
 from llm_grpc.client.errors import translated
 from llm_grpc.client.health import LLM_SERVICE, HealthStatus, health_check, health_request, health_status
 from llm_grpc.client.options import GenerateOptions, Prompt
 from llm_grpc.client.requests import generate_request
 from llm_grpc.client.scoring import ScoreOptions, score_request
-from llm_grpc.v1 import llm_pb2, llm_pb2_grpc, model_pb2, model_pb2_grpc
+from llm_grpc.v1 import llm_pb2, llm_pb2_grpc, model_pb2, model_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
 
 
 class AsyncClient:
@@ -44,6 +52,7 @@ class AsyncClient:
             self._channel = grpc.aio.insecure_channel(address, opts)
         self._llm = llm_pb2_grpc.LLMServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._tokenizer = tokenizer_pb2_grpc.TokenizerServiceStub(self._channel)
         self._health = health_check(self._channel)
         self._call = CallDefaults(timeout_s, metadata)
 
@@ -106,6 +115,46 @@ class AsyncClient:
         with translated():
             return (await self._llm.CancelGeneration(request, **self._call(timeout_s))).num_cancelled
 
+    async def chat(
+        self, messages: Sequence[Message], *, timeout_s: float | None = None, **options: Unpack[ChatOptions]
+    ) -> llm_pb2.ChatResponse:
+        """Return the model's whole message after `messages`, and what ``ChatOptions`` lists."""
+        request = chat_request(messages, options)
+        with translated():
+            return await self._llm.Chat(request, **self._call(timeout_s))
+
+    def stream_chat(
+        self, messages: Sequence[Message], *, timeout_s: float | None = None, **options: Unpack[ChatOptions]
+    ) -> AsyncChatStream:
+        """Return the message as it is generated; leaving the iterator cancels the call."""
+        request = chat_request(messages, options)
+        return AsyncChatStream(self._llm.StreamChat(request, **self._call(timeout_s)))
+
+    async def tokenize(
+        self,
+        text: str | Sequence[Message],
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[TokenizeOptions],
+    ) -> tokenizer_pb2.TokenizeResponse:
+        """Return the tokens of a text, or of the prompt that a conversation makes."""
+        request = tokenize_request(text, options)
+        with translated():
+            return await self._tokenizer.Tokenize(request, **self._call(timeout_s))
+
+    async def detokenize(
+        self,
+        token_ids: Sequence[int],
+        *,
+        keep_special_tokens: bool = False,
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> str:
+        """Return the text of tokens; special tokens have none, unless they are kept."""
+        request = detokenize_request(token_ids, keep_special_tokens=keep_special_tokens, model=model)
+        with translated():
+            return (await self._tokenizer.Detokenize(request, **self._call(timeout_s))).text
+
     async def get_model(self, name: str = "", *, timeout_s: float | None = None) -> model_pb2.Model:
         """Describe a model: its limits and effective defaults. Empty is the server's default model."""
         request = model_pb2.GetModelRequest(name=name)
@@ -149,17 +198,18 @@ class AsyncClient:
         await self.close()
 
 
-class AsyncTextStream(AsyncIterator[llm_pb2.GenerateTextResponse]):
+M_co = TypeVar("M_co", covariant=True)
+
+
+class _AsyncStream(AsyncIterator[M_co]):
     """The messages of one stream. Closing it, leaving its ``async with`` or dropping it cancels the call."""
 
-    def __init__(
-        self, call: grpc.aio.UnaryStreamCall[llm_pb2.GenerateTextRequest, llm_pb2.GenerateTextResponse]
-    ) -> None:
+    def __init__(self, call: grpc.aio.UnaryStreamCall[Any, M_co]) -> None:
         self._call = call
         self._messages = aiter(call)
         self._closed = False
 
-    async def __anext__(self) -> llm_pb2.GenerateTextResponse:
+    async def __anext__(self) -> M_co:
         if self._closed:
             raise StopAsyncIteration
         with translated():
@@ -180,3 +230,13 @@ class AsyncTextStream(AsyncIterator[llm_pb2.GenerateTextResponse]):
 
     def __del__(self) -> None:
         self._call.cancel()
+
+
+class AsyncTextStream(_AsyncStream[llm_pb2.GenerateTextResponse]):
+    """The messages of ``AsyncClient.stream``. Closing it, leaving its ``async with`` or dropping it cancels
+    the call.
+    """
+
+
+class AsyncChatStream(_AsyncStream[llm_pb2.ChatResponse]):
+    """The messages of ``AsyncClient.stream_chat``; it ends as an ``AsyncTextStream`` does."""

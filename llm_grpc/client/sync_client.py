@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Protocol, Self, Unpack
+from typing import Protocol, Self, TypeVar, Unpack
 
 import grpc
 
@@ -17,12 +17,20 @@ from llm_grpc.client.channel import (
     Metadata,
     channel_options,
 )
+from llm_grpc.client.chat import (
+    ChatOptions,
+    Message,
+    TokenizeOptions,
+    chat_request,
+    detokenize_request,
+    tokenize_request,
+)
 from llm_grpc.client.errors import translated
 from llm_grpc.client.health import LLM_SERVICE, HealthStatus, health_check, health_request, health_status
 from llm_grpc.client.options import GenerateOptions, Prompt
 from llm_grpc.client.requests import generate_request
 from llm_grpc.client.scoring import ScoreOptions, score_request
-from llm_grpc.v1 import llm_pb2, llm_pb2_grpc, model_pb2, model_pb2_grpc
+from llm_grpc.v1 import llm_pb2, llm_pb2_grpc, model_pb2, model_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
 
 
 class Client:
@@ -49,6 +57,7 @@ class Client:
             self._channel = grpc.insecure_channel(address, opts)
         self._llm = llm_pb2_grpc.LLMServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._tokenizer = tokenizer_pb2_grpc.TokenizerServiceStub(self._channel)
         self._health = health_check(self._channel)
         self._call = CallDefaults(timeout_s, metadata)
 
@@ -110,6 +119,46 @@ class Client:
         with translated():
             return self._llm.CancelGeneration(request, **self._call(timeout_s)).num_cancelled
 
+    def chat(
+        self, messages: Sequence[Message], *, timeout_s: float | None = None, **options: Unpack[ChatOptions]
+    ) -> llm_pb2.ChatResponse:
+        """Return the model's whole message after `messages`, and what ``ChatOptions`` lists."""
+        request = chat_request(messages, options)
+        with translated():
+            return self._llm.Chat(request, **self._call(timeout_s))
+
+    def stream_chat(
+        self, messages: Sequence[Message], *, timeout_s: float | None = None, **options: Unpack[ChatOptions]
+    ) -> ChatStream:
+        """Return the message as it is generated; leaving the iterator cancels the call."""
+        request = chat_request(messages, options)
+        return ChatStream(self._llm.StreamChat(request, **self._call(timeout_s)))
+
+    def tokenize(
+        self,
+        text: str | Sequence[Message],
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[TokenizeOptions],
+    ) -> tokenizer_pb2.TokenizeResponse:
+        """Return the tokens of a text, or of the prompt that a conversation makes."""
+        request = tokenize_request(text, options)
+        with translated():
+            return self._tokenizer.Tokenize(request, **self._call(timeout_s))
+
+    def detokenize(
+        self,
+        token_ids: Sequence[int],
+        *,
+        keep_special_tokens: bool = False,
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> str:
+        """Return the text of tokens; special tokens have none, unless they are kept."""
+        request = detokenize_request(token_ids, keep_special_tokens=keep_special_tokens, model=model)
+        with translated():
+            return self._tokenizer.Detokenize(request, **self._call(timeout_s)).text
+
     def get_model(self, name: str = "", *, timeout_s: float | None = None) -> model_pb2.Model:
         """Describe a model: its limits and effective defaults. Empty is the server's default model."""
         request = model_pb2.GetModelRequest(name=name)
@@ -152,22 +201,25 @@ class Client:
         self.close()
 
 
-class _Call(Protocol):
+M_co = TypeVar("M_co", covariant=True)
+
+
+class _Call(Protocol[M_co]):
     """What a blocking stream needs of gRPC's call."""
 
-    def __next__(self) -> llm_pb2.GenerateTextResponse: ...
+    def __next__(self) -> M_co: ...
 
     def cancel(self) -> object: ...
 
 
-class TextStream(Iterator[llm_pb2.GenerateTextResponse]):
+class _Stream(Iterator[M_co]):
     """The messages of one stream. Closing it, leaving its ``with`` or dropping it cancels the call."""
 
-    def __init__(self, call: _Call) -> None:
+    def __init__(self, call: _Call[M_co]) -> None:
         self._call = call
         self._closed = False
 
-    def __next__(self) -> llm_pb2.GenerateTextResponse:
+    def __next__(self) -> M_co:
         if self._closed:
             raise StopIteration
         with translated():
@@ -188,3 +240,11 @@ class TextStream(Iterator[llm_pb2.GenerateTextResponse]):
 
     def __del__(self) -> None:
         self._call.cancel()
+
+
+class TextStream(_Stream[llm_pb2.GenerateTextResponse]):
+    """The messages of ``Client.stream``. Closing it, leaving its ``with`` or dropping it cancels the call."""
+
+
+class ChatStream(_Stream[llm_pb2.ChatResponse]):
+    """The messages of ``Client.stream_chat``; it ends as a ``TextStream`` does."""

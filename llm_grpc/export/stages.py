@@ -44,12 +44,12 @@ from llm_grpc.export.refusals import refuse_by_graph
 from llm_grpc.export.skeleton import weightless
 from llm_grpc.export.source import first_line
 from llm_grpc.export.swapped import swapped
+from llm_grpc.export.tokenizer_files import CHAT_TEMPLATE, TOKENIZER, TOOL_CHAT_TEMPLATE, write_tokenizer
 from llm_grpc.export.write import write_manifest
 from llm_grpc.graph_names import layer_of
 from llm_grpc.machine import available_memory_bytes
 from llm_grpc.manifest import FORMAT, Manifest, file_entry
 
-TOKENIZER, CHAT_TEMPLATE = "tokenizer.json", "chat_template.jinja"
 OPSET = 18
 _RECORDED = ("torch", "transformers", "optimum", "optimum-onnx", "onnx")
 
@@ -181,11 +181,9 @@ def write(job: Job, progress: Progress) -> None:
 
 
 def describe(job: Job, _: Progress) -> None:
-    """The tokenizer, the chat template and the manifest."""
-    directory, template = job.directory, job.tokenizer.chat_template
-    job.tokenizer.backend_tokenizer.save(str(directory / TOKENIZER))
-    if template:
-        (directory / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+    """The tokenizer, the chat templates and the manifest."""
+    directory = job.directory
+    texts = write_tokenizer(job.tokenizer, directory)
     manifest = Manifest(
         format=FORMAT,
         name=job.name,
@@ -194,7 +192,7 @@ def describe(job: Job, _: Progress) -> None:
         weights=job.recipe.weights,
         graph=job.graphs[0],
         tokenizer=TOKENIZER,
-        chat_template=CHAT_TEMPLATE if template else None,
+        chat_template=CHAT_TEMPLATE if CHAT_TEMPLATE in texts else None,
         vocabulary_size=job.config.vocab_size,
         context_tokens=job.config.max_position_embeddings,
         eos_token_ids=job.eos_token_ids,
@@ -206,6 +204,8 @@ def describe(job: Job, _: Progress) -> None:
         recordable=job.recordable,
         stages=job.graphs if len(job.graphs) > 1 else (),
         stage_layers=job.stage_layers if len(job.graphs) > 1 else (),
+        tool_chat_template=TOOL_CHAT_TEMPLATE if TOOL_CHAT_TEMPLATE in texts else None,
+        special_tokens=job.tokenizer.special_tokens_map,
     )
     write_manifest(directory, manifest)
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TypeVar
 
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from llm_grpc.config import MAX_TOKEN_LIST
 from llm_grpc.errors import InvalidParameter, UnsupportedParameter
+
+T = TypeVar("T")
+
+_INLINE_BYTES = 16 * 1024
+"""Requests up to this size are looked through in less than a few milliseconds, however small their parts."""
 
 
 def refuse_unknown_fields(message: Message, path: str = "") -> None:
@@ -35,6 +42,28 @@ def _messages(name: str, value: object) -> Iterable[tuple[str, Message]]:
         yield name, value
     elif isinstance(value, Iterable) and not isinstance(value, str | bytes | dict):
         yield from ((f"{name}[{at}]", each) for at, each in enumerate(value) if isinstance(each, Message))
+
+
+async def beside_if_large(request: Message, work: Callable[[], T]) -> T:
+    """``work()``, in a worker thread where ``request`` has so many bytes that the event loop would wait."""
+    if request.ByteSize() <= _INLINE_BYTES:
+        return work()
+    return await asyncio.to_thread(work)
+
+
+def copy_shared_fields(source: Message, target: Message) -> None:
+    """Copy what is set of ``source`` into the fields of ``target`` that have the same name and number."""
+    known = target.DESCRIPTOR.fields_by_name
+    for field, value in source.ListFields():
+        other = known.get(field.name)
+        if other is None or other.number != field.number:
+            continue
+        if other.is_repeated:
+            getattr(target, field.name).extend(value)
+        elif isinstance(value, Message):
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            setattr(target, field.name, value)
 
 
 def number(value: float) -> str:

@@ -19,6 +19,7 @@ from llm_grpc.server.loading import WarmRunner, context_tokens_of, warm_runner
 from llm_grpc.server.runners import MakeRunner, runtime_of
 from llm_grpc.server.served_model import ServedModel
 from llm_grpc.text.admission import Admission
+from llm_grpc.text.chat_template import load_chat_template
 from llm_grpc.text.constraints import constraints_for
 from llm_grpc.text.generator import TextGenerator
 from llm_grpc.text.scorer import TextScorer
@@ -129,6 +130,8 @@ class ModelHost:
             scorer=TextScorer(tokenizer, self._engine, self.admission, self._metrics),
             runtime=runtime_of(config, manifest),
             max_held=self.admission.limit,
+            tokenizer=tokenizer,
+            chat_template=load_chat_template(model.model, manifest),
             constraints=constraints,
         )
         log.info("the model %s is loaded", self.name)

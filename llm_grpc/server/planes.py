@@ -14,9 +14,22 @@ from llm_grpc.server.model_service import ModelServicer
 from llm_grpc.server.models import Models
 from llm_grpc.server.reflection import add_reflection
 from llm_grpc.server.servicer import LLMServicer, OriginalServicer
-from llm_grpc.v1 import admin_pb2, admin_pb2_grpc, llm_pb2_grpc, model_pb2, model_pb2_grpc
+from llm_grpc.server.tokenizer_service import TokenizerServicer
+from llm_grpc.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    llm_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    tokenizer_pb2_grpc,
+)
 
-DATA_PLANE = ("llm_grpc.v1.LLMService", "llm_grpc.v1.ModelService", "LLMService")
+DATA_PLANE = (
+    "llm_grpc.v1.LLMService",
+    "llm_grpc.v1.ModelService",
+    "llm_grpc.v1.TokenizerService",
+    "LLMService",
+)
 """The data plane's services, as reflection lists them and health names them."""
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
@@ -33,13 +46,14 @@ def data_plane(
     max_message_bytes: int,
     interceptors: Interceptors,
 ) -> grpc.aio.Server:
-    """What callers use: generation, models, health, reflection."""
+    """What callers use: generation, models, tokens, health, reflection."""
     server = _server(max_message_bytes, interceptors)
     llm = LLMServicer(models, calls)
     llm_pb2_grpc.add_LLMServiceServicer_to_server(llm, server)
     llm_service_pb2_grpc.add_LLMServiceServicer_to_server(OriginalServicer(llm), server)
     describing = ModelServicer(models, info, calls.priority_cap)
     model_pb2_grpc.add_ModelServiceServicer_to_server(describing, server)
+    tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server(TokenizerServicer(models), server)
     health.add_to(server)
     add_reflection((*DATA_PLANE, HEALTH_SERVICE), server)
     return server

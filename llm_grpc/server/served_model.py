@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from llm_grpc.config import MAX_SEQUENCES, ModelConfig
 from llm_grpc.manifest import Manifest
+from llm_grpc.text.chat_template import ChatTemplate
 from llm_grpc.text.constraints import Constraints
 from llm_grpc.text.generator import TextGenerator
 from llm_grpc.text.scorer import TextScorer
+from llm_grpc.text.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,19 @@ class ServedModel:
     scorer: TextScorer
     runtime: Runtime
     max_held: int
+    tokenizer: TextTokenizer
+    chat_template: ChatTemplate | None = None
     constraints: Constraints | None = None
 
     @property
     def has_chat_template(self) -> bool:
         """Whether chats can be written as its prompts."""
-        return self.manifest.chat_template is not None
+        return self.chat_template is not None
 
     @property
     def has_tools(self) -> bool:
         """Whether its template shows tools, in a form whose calls the server understands."""
-        return False
+        return self.chat_template is not None and self.chat_template.tool_format is not None
 
     @property
     def takes_constraints(self) -> bool:

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 
 import grpc
 
-from llm_grpc.errors import UnsupportedParameter
 from llm_grpc.original import llm_service_pb2, llm_service_pb2_grpc
 from llm_grpc.server.batch import batch_answers
 from llm_grpc.server.calls import Calls, only
+from llm_grpc.server.chat import chat_parts, whole_chat
 from llm_grpc.server.fields import refuse_unknown_fields
 from llm_grpc.server.generation import text_parts, whole_text
 from llm_grpc.server.models import Models
@@ -44,15 +44,18 @@ class LLMServicer(llm_pb2_grpc.LLMServiceServicer):
                 yield response
 
     async def Chat(self, request: llm_pb2.ChatRequest, context: Any) -> llm_pb2.ChatResponse:
-        """Not served yet."""
-        raise UnsupportedParameter("Chat: this version does not serve it")
+        """The whole message."""
+        compute = partial(whole_chat, request, self._models)
+        return await only(self._calls.answers("Chat", request, compute))
 
     async def StreamChat(
         self, request: llm_pb2.ChatRequest, context: Any
     ) -> AsyncIterator[llm_pb2.ChatResponse]:
-        """Not served yet."""
-        raise UnsupportedParameter("StreamChat: this version does not serve it")
-        yield  # type: ignore[unreachable]
+        """The message as it is generated."""
+        compute = partial(chat_parts, request, self._models)
+        async with aclosing(self._calls.answers("StreamChat", request, compute)) as parts:
+            async for part in parts:
+                yield part
 
     async def BatchGenerateText(
         self, request: llm_pb2.BatchGenerateTextRequest, context: Any

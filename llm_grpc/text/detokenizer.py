@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from llm_grpc.text.tokenizer import TextTokenizer
 
@@ -15,7 +15,7 @@ UNFINISHED = "\ufffd"
 
 
 class Detokenizer:
-    """Decodes the generated tokens of one request; special tokens give no text.
+    """Decodes the generated tokens of one request; special tokens give no text, but for the ``shown`` ones.
 
     Decoding looks at a short window of ids, because the text of a token depends on its neighbours: the
     first ``_num_settled`` of them have given the first ``_num_shown`` characters of the window's text. (The
@@ -26,8 +26,11 @@ class Detokenizer:
     alone, which is looked up: nothing is decoded.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, prompt_ids: Sequence[int]) -> None:
+    def __init__(
+        self, tokenizer: TextTokenizer, prompt_ids: Sequence[int], shown: Collection[int] = ()
+    ) -> None:
         self.num_prompt_tokens = len(prompt_ids)
+        self.shown = shown
         self._tokenizer = tokenizer
         self._window = list(prompt_ids[-_CONTEXT_TOKENS:])
         while UNFINISHED in self._decode():  # the cut may have split a character
@@ -37,6 +40,8 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """Take one token and return the text that is complete; bytes of an unfinished character wait."""
+        if token_id in self.shown:
+            return self._show(token_id)
         if self._tokenizer.joins_bytes and len(self._window) == self._num_settled:
             text = self._tokenizer.text_alone(token_id)
             if not text:
@@ -65,6 +70,11 @@ class Detokenizer:
         new = text[self._num_shown :]
         self._num_shown = len(text)
         return new
+
+    def _show(self, token_id: int) -> str:
+        text = self.flush() + self._tokenizer.name_of(token_id)
+        self._window, self._num_settled, self._num_shown = [token_id], 1, 0
+        return text
 
     def _decode(self) -> str:
         window = self._window

@@ -107,7 +107,7 @@ class TextGenerator:
         """Yield the text of one sequence; the engine knows of it once the first delta is asked for."""
         request, ids, params = admitted.request, admitted.prompt_ids, admitted.params_of(index)
         clock = RequestClock(self._metrics, admitted.admitted_s)
-        text = SequenceText(self._tokenizer, ids, params, request.options, index)
+        text = SequenceText(self._tokenizer, ids, params, request.options, index, request.shown_tokens)
         is_scored = params.num_prompt_logprobs is not None and len(ids) > 1
         constraint = request.constraint() if request.constraint else None
         events_of: AsyncGenerator[Sequence[TokenEvent], None] = self._engine.generate(

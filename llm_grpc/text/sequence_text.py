@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from llm_grpc.engine.request import TokenEvent
@@ -15,7 +15,7 @@ from llm_grpc.text.tokenizer import TextTokenizer
 
 
 class SequenceText:
-    """Turns the token events of sequence ``index`` into deltas."""
+    """Turns the token events of sequence ``index`` into deltas. ``shown`` special tokens have texts."""
 
     def __init__(
         self,
@@ -24,8 +24,9 @@ class SequenceText:
         params: SamplingParams,
         options: AnswerOptions,
         index: int = 0,
+        shown: Collection[int] = (),
     ) -> None:
-        self._records = TokenRecords(tokenizer, prompt_ids, with_text=options.token_text)
+        self._records = TokenRecords(tokenizer, prompt_ids, with_text=options.token_text, shown=shown)
         self._stops = StopStringMatcher(params.stop_strings, includes_stop=params.include_stop)
         self._num_prompt_tokens = len(prompt_ids)
         self._params = params

@@ -46,7 +46,8 @@ class TextRequest:
 
     ``num_sequences`` are generated, each with ``params`` but a seed of its own, the first with that of
     ``params``. At most the last ``truncate_tokens`` of the prompt are kept; 0 keeps all. Those of higher
-    ``priority`` go first. ``cancellation`` ends it from outside.
+    ``priority`` go first. ``cancellation`` ends it from outside. ``shown_tokens`` are special tokens that
+    give the text of their names; others give none.
     """
 
     prompt: str | Sequence[int]
@@ -58,3 +59,4 @@ class TextRequest:
     truncate_tokens: int = 0
     adds_special_tokens: bool = True
     cancellation: Cancellation | None = None
+    shown_tokens: frozenset[int] = frozenset()

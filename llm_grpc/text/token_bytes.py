@@ -21,6 +21,8 @@ class TokenBytes:
 
     def of(self, token_id: int) -> bytes:
         """What ``token_id`` gives if it comes next."""
+        if token_id in self._detokenizer.shown:
+            return self._tokenizer.name_of(token_id).encode()
         data = self._tokenizer.token_bytes(token_id)
         return self._rest(self._detokenizer.peek(token_id)) if data is None else data
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from llm_grpc.engine.step_plan import TokenScore
 from llm_grpc.text.detokenizer import Detokenizer
@@ -14,8 +14,15 @@ from llm_grpc.text.tokenizer import TextTokenizer
 class TokenRecords:
     """Passes the tokens of one text to its detokenizer and keeps count of the bytes that they give."""
 
-    def __init__(self, tokenizer: TextTokenizer, prompt_ids: Sequence[int], *, with_text: bool) -> None:
-        self._bytes = TokenBytes(tokenizer, Detokenizer(tokenizer, prompt_ids))
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        prompt_ids: Sequence[int],
+        *,
+        with_text: bool,
+        shown: Collection[int] = (),
+    ) -> None:
+        self._bytes = TokenBytes(tokenizer, Detokenizer(tokenizer, prompt_ids, shown))
         self._with_text = with_text
         self._offset = 0
 

@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import ByteLevel
 
 from llm_grpc.errors import InvalidParameter, ManifestError, PromptTooLong
 
 _INLINE_CHARACTERS = 4096
-"""Longer prompts are tokenized in a worker thread (the library releases the GIL), so that the event loop
-stays free; shorter ones take less than the hand-over."""
+"""Longer prompts are tokenized in a worker thread, so that the event loop stays free; shorter ones take less
+than the hand-over. Only the library's methods for batches release the GIL, hence batches of one. Its lists of
+all tokens' texts and places are made under it, a million in a second: those are asked for one by one."""
+
+
+class PlacedToken(NamedTuple):
+    """One token of a text: its id, what the vocabulary writes, and its text's place in bytes of UTF-8. Tokens
+    that were added have none: ``start`` equals ``end``.
+    """
+
+    id: int
+    text: str
+    start: int
+    end: int
+
 
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 """How a tokenizer with byte fallback writes the token of one byte."""
@@ -38,6 +52,9 @@ class TextTokenizer:
         self._has_byte_tokens = decoder is not None and decoder.decode(["<0x41>"]) == "A"
         self._texts: dict[int, str] = {}
         self._bytes: dict[int, bytes] = {}
+        added: dict[int, AddedToken] = self.raw.get_added_tokens_decoder()
+        self._special = {token.content: token_id for token_id, token in added.items() if token.special}
+        self._special_ids = frozenset(self._special.values())
 
     def check_ids(self, vocabulary_size: int) -> None:
         """Raise ManifestError unless the model has every id that a prompt may hold."""
@@ -58,7 +75,7 @@ class TextTokenizer:
             InvalidParameter: there is none; some tokenizers drop spaces or characters they do not know.
         """
         if len(prompt) <= _INLINE_CHARACTERS:
-            ids = self._encode(prompt, adds_special_tokens)
+            ids: list[int] = self.raw.encode(prompt, add_special_tokens=adds_special_tokens).ids
         else:
             ids = await asyncio.to_thread(self._encode, prompt, adds_special_tokens)
         if not ids:
@@ -106,17 +123,42 @@ class TextTokenizer:
         match = _BYTE_TOKEN.fullmatch(token)
         return bytes.fromhex(match[1]) if match else None
 
-    @cached_property
-    def _special_ids(self) -> frozenset[int]:
-        added = self.raw.get_added_tokens_decoder()
-        return frozenset(token_id for token_id, token in added.items() if token.special)
+    def text(self, ids: Sequence[int], *, keep_special_tokens: bool) -> str:
+        """The text of ``ids``, however many; special tokens have none, unless they are kept. For a worker
+        thread.
+        """
+        texts: list[str] = self.raw.decode_batch([ids], skip_special_tokens=not keep_special_tokens)
+        return texts[0]
+
+    def count(self, text: str, *, add_special_tokens: bool) -> int:
+        """How many tokens ``text`` has. For a worker thread."""
+        return len(self.raw.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0])
+
+    def tokens(self, text: str, *, add_special_tokens: bool) -> list[PlacedToken]:
+        """The tokens of ``text``, however many, and where each of them stands. For a worker thread."""
+        encoding = self.raw.encode_batch([text], add_special_tokens=add_special_tokens)[0]
+        places = _byte_places(text)
+        found: list[PlacedToken] = []
+        for at, token_id in enumerate(encoding.ids):
+            start, end = encoding.token_to_chars(at) or (0, 0)
+            found.append(PlacedToken(token_id, self.name_of(token_id), places[start], places[end]))
+        return found
+
+    def name_of(self, token_id: int) -> str:
+        """The token as the vocabulary writes it; empty where the tokenizer has none of that id."""
+        name: str | None = self.raw.id_to_token(token_id)
+        return name or ""
+
+    def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
+        """The special tokens among ``texts``."""
+        return frozenset(self._special[text] for text in texts if text in self._special)
 
     def _encode(self, prompt: str, adds_special_tokens: bool) -> list[int]:
-        ids: list[int] = self.raw.encode(prompt, add_special_tokens=adds_special_tokens).ids
+        ids: list[int] = self.raw.encode_batch_fast([prompt], add_special_tokens=adds_special_tokens)[0].ids
         return ids
 
     def _encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
-        return [self.raw.encode(text, add_special_tokens=False).ids for text in texts]
+        return [found.ids for found in self.raw.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def _byte_level_alphabet() -> dict[str, int]:
@@ -129,3 +171,10 @@ def _byte_level_alphabet() -> dict[str, int]:
 
 
 _BYTES = _byte_level_alphabet()
+
+
+def _byte_places(text: str) -> Sequence[int]:
+    """Where each character of ``text`` begins, in bytes of UTF-8, and where the last one ends."""
+    if text.isascii():
+        return range(len(text) + 1)
+    return list(accumulate((1 + (c > "\x7f") + (c > "\u07ff") + (c > "\uffff") for c in text), initial=0))

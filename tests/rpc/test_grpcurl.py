@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from llm_grpc import __version__
 from llm_grpc.original.llm_service_pb2 import TextGenerationResponse as Original
-from llm_grpc.v1 import model_pb2
+from llm_grpc.v1 import chat_pb2, llm_pb2, model_pb2, tokenizer_pb2
 from llm_grpc.v1.llm_pb2 import BatchGenerateTextResponse as BatchItem
 from llm_grpc.v1.llm_pb2 import GenerateTextResponse as Response
 from llm_grpc.v1.llm_pb2 import ScoreTextResponse
@@ -36,6 +36,7 @@ SERVICES = [
     "grpc.reflection.v1alpha.ServerReflection",
     "llm_grpc.v1.LLMService",
     "llm_grpc.v1.ModelService",
+    "llm_grpc.v1.TokenizerService",
 ]
 CALLS = ["list", "describe", "unary", "stream", "original", "model", "health"]
 
@@ -163,6 +164,28 @@ def test_a_request_under_a_name(grpcurl: Grpcurl) -> None:
     assert first[0].request_id == "mine"
     cancel = grpcurl("llm_grpc.v1.LLMService/CancelGeneration", data=json.dumps({"request_id": "mine"}))
     assert documents(cancel) == [{}], "it has ended: none was found"
+
+
+def test_chat(grpcurl: Grpcurl) -> None:
+    data = json.dumps({"messages": [{"role": "ROLE_USER", "content": PROMPT}], "max_tokens": 32})
+    (unary,) = parsed(llm_pb2.ChatResponse, grpcurl("llm_grpc.v1.LLMService/Chat", data=data))
+    stream = parsed(llm_pb2.ChatResponse, grpcurl("llm_grpc.v1.LLMService/StreamChat", data=data))
+    (generated,) = parsed(Response, grpcurl("llm_grpc.v1.LLMService/GenerateText", data=REQUEST))
+    assert unary.message.role == chat_pb2.ROLE_ASSISTANT
+    assert unary.message.content == generated.generated_text != ""
+    assert unary.message.content == "".join(part.message.content for part in stream)
+    assert stream[-1].finish_reason == unary.finish_reason == generated.finish_reason
+
+
+def test_tokens(grpcurl: Grpcurl) -> None:
+    service = "llm_grpc.v1.TokenizerService"
+    (there,) = parsed(
+        tokenizer_pb2.TokenizeResponse, grpcurl(f"{service}/Tokenize", data=json.dumps({"text": PROMPT}))
+    )
+    assert there.count == len(there.tokens) > 1
+    ids = json.dumps({"token_ids": [token.id for token in there.tokens]})
+    (back,) = parsed(tokenizer_pb2.DetokenizeResponse, grpcurl(f"{service}/Detokenize", data=ids))
+    assert back.text == PROMPT
 
 
 def test_health(grpcurl: Grpcurl) -> None:

@@ -18,7 +18,14 @@ from tests.unit.scripted_runner import HANG_S, ScriptedRunner
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-READY_NAMES = ("", "llm_grpc.v1.LLMService", "llm_grpc.v1.ModelService", "LLMService", "model/scripted")
+READY_NAMES = (
+    "",
+    "llm_grpc.v1.LLMService",
+    "llm_grpc.v1.ModelService",
+    "llm_grpc.v1.TokenizerService",
+    "LLMService",
+    "model/scripted",
+)
 REQUEST = llm_pb2.GenerateTextRequest(prompt="go", max_tokens=8)
 
 

@@ -159,3 +159,23 @@ def test_a_byte_fallback_decoder_that_takes_a_character_back_raises_nothing(ids:
     detokenizer = Detokenizer(tokenizer, [])
     text = "".join(detokenizer.push(token) for token in [*ids, 258, 258]) + detokenizer.flush()
     assert text.endswith("a")
+
+
+@settings(max_examples=100, deadline=None)
+@given(parts=st.lists(TEXTS, min_size=1, max_size=4))
+def test_special_tokens_that_are_shown_stand_between_the_texts(parts: list[str]) -> None:
+    tokenizer = byte_level()
+    shown = token_id(tokenizer, BOS)
+    detokenizer = Detokenizer(tokenizer, [], {shown})
+    ids = [token for part in parts for token in [*encode(tokenizer, part), token_id(tokenizer, EOS), shown]]
+    text = "".join(detokenizer.push(token) for token in ids) + detokenizer.flush()
+    assert text == "".join(f"{part}{BOS}" for part in parts)
+
+
+def test_half_a_character_before_a_shown_token_is_not_lost() -> None:
+    tokenizer = byte_level()
+    shown = token_id(tokenizer, BOS)
+    half = tokenizer.raw.encode("\U0001f980").ids[:1]
+    detokenizer = Detokenizer(tokenizer, [], {shown})
+    assert [detokenizer.push(token) for token in [*half, shown]] == ["", f"{REPLACEMENT}{BOS}"]
+    assert detokenizer.flush() == ""

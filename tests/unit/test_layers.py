@@ -46,7 +46,7 @@ LIBRARIES = {
     BASE: {"cyclopts", "prometheus_client", "pydantic", "yaml"},
     "engine": set[str](),
     "runtime": {"numpy", "onnxruntime", "pydantic", "pynvml"},
-    "text": {"llguidance", "tokenizers"},
+    "text": {"jinja2", "llguidance", "tokenizers"},
     "server": {
         "google", "grpc", "grpc_channelz", "grpc_health", "grpc_reflection", "prometheus_client", "uvloop"
     },

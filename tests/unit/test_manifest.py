@@ -50,6 +50,8 @@ def test_a_written_manifest_loads(model_dir: Path) -> None:
         ({"name": "../etc"}, "name"),
         ({"graph": "other.onnx"}, "other.onnx is not among files"),
         ({"chat_template": "chat.jinja"}, "chat.jinja is not among files"),
+        ({"tool_chat_template": "tools.jinja"}, "tools.jinja is not among files"),
+        ({"special_tokens": {"bos_token": 3}}, "special_tokens"),
         ({"stages": ["model.onnx", "other.onnx"]}, "other.onnx is not among files"),
         ({"stages": ["model.onnx"]}, "stages must be model.onnx and others, each once, or nothing"),
         ({"stages": ["tokenizer.json", "model.onnx"]}, "stages must be model.onnx and others"),
@@ -123,3 +125,12 @@ def test_mutated_bytes_load_or_are_refused(model_dir: Path, data: st.DataObject)
     with suppress(ManifestError):
         load_manifest(model_dir)
     path.write_bytes(text)
+
+
+def test_what_came_later_has_defaults(model_dir: Path) -> None:
+    fields = json.loads((model_dir / MANIFEST).read_text())
+    for later in ("special_tokens", "tool_chat_template"):
+        del fields[later]
+    (model_dir / MANIFEST).write_text(json.dumps(fields))
+    manifest = load_manifest(model_dir)
+    assert (manifest.special_tokens, manifest.tool_chat_template) == ({}, None)

@@ -19,6 +19,7 @@ from llm_grpc.server.served_model import Runtime, ServedModel
 from llm_grpc.text.generator import TextGenerator
 from llm_grpc.text.scorer import TextScorer
 from llm_grpc.text.text_request import AnswerOptions
+from llm_grpc.text.tokenizer import TextTokenizer
 from llm_grpc.v1.llm_pb2 import GenerateTextRequest as Request
 from llm_grpc.v1.llm_pb2 import ResponseOptions, Sampling, Stopping
 from tests.rpc.models import CONTEXT_TOKENS, EOS, write_model_dir
@@ -39,6 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
         defaults=ModelConfig(max_tokens=20),
         generator=cast("TextGenerator", None),
         scorer=cast("TextScorer", None),
+        tokenizer=cast("TextTokenizer", None),
         runtime=Runtime("none", "none"),
         max_held=8,
     )
