@@ -169,10 +169,10 @@ func TestToldBack(t *testing.T) {
 func TestConstraints(t *testing.T) {
 	ctx, client := service(t)
 	constraints := map[string]*llm.Constraint{
-		`^[a-c]{3}$`:       {Constraint: &llm.Constraint_Regex{Regex: "[a-c]{3}"}},
-		`^(yes|no)$`:       {Constraint: &llm.Constraint_Choice{Choice: &llm.Choice{Choices: []string{"yes", "no"}}}},
-		`^a+b$`:            {Constraint: &llm.Constraint_Grammar{Grammar: "start: /a{1,4}/ \"b\""}},
-		`^\{\s*"ok"\s*:.+`: {Constraint: &llm.Constraint_JsonSchema{JsonSchema: schema}},
+		`^[a-c]{3}$`:           {Constraint: &llm.Constraint_Regex{Regex: "[a-c]{3}"}},
+		`^(yes|no)$`:           {Constraint: &llm.Constraint_Choice{Choice: &llm.Choice{Choices: []string{"yes", "no"}}}},
+		`^a+b$`:                {Constraint: &llm.Constraint_Grammar{Grammar: "start: /a{1,4}/ \"b\""}},
+		`(?s)^\{\s*"ok"\s*:.+`: {Constraint: &llm.Constraint_JsonSchema{JsonSchema: schema}},
 	}
 	for pattern, constraint := range constraints {
 		answer, err := client.GenerateText(ctx, &llm.GenerateTextRequest{

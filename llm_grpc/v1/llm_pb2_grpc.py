@@ -78,7 +78,8 @@ class LLMServiceServicer:
 
     def GenerateText(self, request, context):
         """GenerateText answers with the whole text. It equals, field by field, what StreamGenerateText sends
-        for the same request, but for usage.cached_tokens and timing, which depend on what else was asked:
+        for the same request, but for usage.cached_tokens, timing and the last digits of logarithms of
+        probabilities, which depend on what else was asked:
         generated_text is the concatenation of the stream's deltas, for each index.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

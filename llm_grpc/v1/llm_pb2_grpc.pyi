@@ -41,7 +41,8 @@ class LLMServiceStub:
     def __new__(cls, channel: _aio.Channel) -> LLMServiceAsyncStub: ...
     GenerateText: _grpc.UnaryUnaryMultiCallable[_llm_pb2.GenerateTextRequest, _llm_pb2.GenerateTextResponse]
     """GenerateText answers with the whole text. It equals, field by field, what StreamGenerateText sends
-    for the same request, but for usage.cached_tokens and timing, which depend on what else was asked:
+    for the same request, but for usage.cached_tokens, timing and the last digits of logarithms of
+    probabilities, which depend on what else was asked:
     generated_text is the concatenation of the stream's deltas, for each index.
     """
     StreamGenerateText: _grpc.UnaryStreamMultiCallable[_llm_pb2.GenerateTextRequest, _llm_pb2.GenerateTextResponse]
@@ -78,7 +79,8 @@ class LLMServiceAsyncStub(LLMServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GenerateText: _aio.UnaryUnaryMultiCallable[_llm_pb2.GenerateTextRequest, _llm_pb2.GenerateTextResponse]  # type: ignore[assignment]
     """GenerateText answers with the whole text. It equals, field by field, what StreamGenerateText sends
-    for the same request, but for usage.cached_tokens and timing, which depend on what else was asked:
+    for the same request, but for usage.cached_tokens, timing and the last digits of logarithms of
+    probabilities, which depend on what else was asked:
     generated_text is the concatenation of the stream's deltas, for each index.
     """
     StreamGenerateText: _aio.UnaryStreamMultiCallable[_llm_pb2.GenerateTextRequest, _llm_pb2.GenerateTextResponse]  # type: ignore[assignment]
@@ -118,7 +120,8 @@ class LLMServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_llm_pb2.GenerateTextResponse, _abc.Awaitable[_llm_pb2.GenerateTextResponse]]:
         """GenerateText answers with the whole text. It equals, field by field, what StreamGenerateText sends
-        for the same request, but for usage.cached_tokens and timing, which depend on what else was asked:
+        for the same request, but for usage.cached_tokens, timing and the last digits of logarithms of
+        probabilities, which depend on what else was asked:
         generated_text is the concatenation of the stream's deltas, for each index.
         """
 

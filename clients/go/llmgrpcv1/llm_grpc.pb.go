@@ -42,7 +42,8 @@ const (
 // LLMService generates text with the models that this server has loaded.
 type LLMServiceClient interface {
 	// GenerateText answers with the whole text. It equals, field by field, what StreamGenerateText sends
-	// for the same request, but for usage.cached_tokens and timing, which depend on what else was asked:
+	// for the same request, but for usage.cached_tokens, timing and the last digits of logarithms of
+	// probabilities, which depend on what else was asked:
 	// generated_text is the concatenation of the stream's deltas, for each index.
 	GenerateText(ctx context.Context, in *GenerateTextRequest, opts ...grpc.CallOption) (*GenerateTextResponse, error)
 	// StreamGenerateText answers with text as it is generated: each message carries a delta, the last one
@@ -179,7 +180,8 @@ func (c *lLMServiceClient) CancelGeneration(ctx context.Context, in *CancelGener
 // LLMService generates text with the models that this server has loaded.
 type LLMServiceServer interface {
 	// GenerateText answers with the whole text. It equals, field by field, what StreamGenerateText sends
-	// for the same request, but for usage.cached_tokens and timing, which depend on what else was asked:
+	// for the same request, but for usage.cached_tokens, timing and the last digits of logarithms of
+	// probabilities, which depend on what else was asked:
 	// generated_text is the concatenation of the stream's deltas, for each index.
 	GenerateText(context.Context, *GenerateTextRequest) (*GenerateTextResponse, error)
 	// StreamGenerateText answers with text as it is generated: each message carries a delta, the last one
