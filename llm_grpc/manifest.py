@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from llm_grpc.adapter_room import AdapterRoom
 from llm_grpc.errors import ManifestError
 
 MANIFEST, VERIFICATION = "manifest.json", "verification.json"
@@ -63,8 +64,8 @@ class Manifest(_Strict):
     name has other characters. ``verification`` is the SHA-256 of ``verification.json``, None where there is
     none. ``block_size`` is the tokens of a block of lowering ``paged``, None of lowering ``slots``.
     ``recordable`` says that no size inside the graph depends on values: a GPU can record a step and replay
-    it. These and the stages came later than the rest and have defaults; a reader that does not know them
-    refuses the file.
+    it. ``adapters`` is the room for them, None where the graph takes none. These and the stages came later
+    than the rest and have defaults; a reader that does not know them refuses the file.
     """
 
     format: Literal[2]
@@ -87,6 +88,7 @@ class Manifest(_Strict):
     recordable: bool = False
     stages: Annotated[tuple[str, ...], Field(strict=False)] = ()
     stage_layers: Annotated[tuple[_Count, ...], Field(strict=False)] = ()
+    adapters: AdapterRoom | None = None
 
     @property
     def graphs(self) -> tuple[str, ...]:
