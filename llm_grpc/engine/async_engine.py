@@ -6,8 +6,11 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 
-from llm_grpc.engine.engine import Abort, Engine, Load, Stop
+from llm_grpc.engine.adapters import Adapter
+from llm_grpc.engine.engine import Abort, Call, Engine, Load, Stop
 from llm_grpc.engine.mailbox import Mailbox
 from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.engine.request import Event, FailedEvent, Request, TokenEvent
@@ -45,6 +48,7 @@ class AsyncEngine:
         self._ids = itertools.count(1)
         self._interval_s = interval_s
         self._inboxes: dict[int, Mailbox] = {}
+        self._calls: set[Future[None]] = set()
         self._was_healthy = True
         self._ended = False
         self._started = False
@@ -76,21 +80,39 @@ class AsyncEngine:
         self._engine.inbox.put(Stop())
         await asyncio.to_thread(self._worker.join)
 
+    async def between_steps(self, function: Callable[[], None]) -> None:
+        """Have the engine's thread call ``function`` before its next step, and wait for that.
+
+        Raises:
+            EngineFailed: the step loop is gone.
+            Exception: what ``function`` raised.
+        """
+        if not self.is_alive:
+            raise EngineFailed("the engine is not running")
+        called: Future[None] = Future()
+        waiting = asyncio.wrap_future(called)
+        self._calls.add(called)
+        called.add_done_callback(self._calls.discard)
+        self._engine.inbox.put(Call(partial(_call, function, called)))
+        await waiting
+
     async def generate(
-        self, prompt_ids: Sequence[int], params: SamplingParams
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, adapter: Adapter | None = None
     ) -> AsyncGenerator[list[TokenEvent], None]:
         """Yield the request's tokens, as many as have come since the last time, at least one.
 
         Closing the iterator early frees the request's slot at the next step.
 
         Raises:
+            AdapterNotFound: the adapter was taken away before this began.
             EngineFailed: a run failed, or the step loop is gone.
         """
         if not self.is_alive:
             raise EngineFailed("the engine is not running")
+        number = adapter.take() if adapter else 0
         request_id = next(self._ids)
         mailbox = self._inboxes[request_id] = Mailbox(self._loop, self._interval_s)
-        self._engine.inbox.put(Request(request_id, prompt_ids, params))
+        self._engine.inbox.put(Request(request_id, prompt_ids, params, adapter=number))
         ended = False
         try:
             while not ended:
@@ -104,6 +126,8 @@ class AsyncEngine:
             del self._inboxes[request_id]
             if not ended:
                 self._engine.inbox.put(Abort(request_id))
+            if adapter:
+                adapter.give_back()
 
     def _run(self) -> None:
         try:
@@ -127,6 +151,8 @@ class AsyncEngine:
         self._ended = True
         for request_id, mailbox in self._inboxes.items():
             mailbox.put(FailedEvent(request_id))
+        for called in list(self._calls):
+            called.set_exception(EngineFailed("the engine is not running"))
         self._on_health()
 
     def _deliver(self, events: Sequence[Event]) -> None:
@@ -136,3 +162,15 @@ class AsyncEngine:
         if self._was_healthy is not self.is_healthy:
             self._was_healthy = self.is_healthy
             self._on_health()
+
+
+def _call(function: Callable[[], None], called: Future[None]) -> None:
+    """Engine thread: what comes of ``function`` is whose it is that waits for ``called``, if anybody does."""
+    if not called.set_running_or_notify_cancel():
+        return
+    try:
+        function()
+    except Exception as error:  # noqa: BLE001 - whoever asked gets it
+        called.set_exception(error)
+    else:
+        called.set_result(None)

@@ -23,7 +23,7 @@ def guessing_step(request: Request, limit: int) -> StepPlan | None:
     if not guesses:
         return None
     known = (request.output_ids[-1], *guesses)
-    chunk = PrefillChunk(request.slot, request.num_computed, known, len(guesses))
+    chunk = PrefillChunk(request.slot, request.num_computed, known, len(guesses), request.adapter)
     said = len(request.output_ids)
     samples = (Sample(request.request_id, row, said + row, request.params) for row in range(len(known)))
     return StepPlan((), (chunk,), tuple(samples))

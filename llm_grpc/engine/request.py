@@ -51,6 +51,7 @@ class Request:
     ``constraint`` holds its tokens to a form. Requests of one ``group``, a number above 0, share the
     beginning of their prompts, which is computed once. The prompt's tokens from ``first_score`` on, at least
     1, are scored. Those of higher ``priority`` go first, and nobody waits for ever; it came at ``arrived_s``.
+    ``adapter`` is the number of the adapter that computes it, 0 for none; all of a group have the same.
     """
 
     request_id: int
@@ -61,6 +62,7 @@ class Request:
     first_score: int | None = None
     priority: int = 0
     arrived_s: float = 0.0
+    adapter: int = 0
     slot: int | None = None
     num_computed: int = 0
     num_cached: int = 0
@@ -74,8 +76,8 @@ class Request:
 
     @property
     def salt(self) -> str | None:
-        """What the request shares the cache by; None is with nobody."""
-        return None if self.params.cache_disabled else self.params.cache_salt
+        """What the request shares the cache by; None is with nobody. Keys of one adapter are no other's."""
+        return None if self.params.cache_disabled else f"{self.adapter}:{self.params.cache_salt}"
 
     @property
     def is_untouched(self) -> bool:

@@ -183,7 +183,7 @@ class Scheduler:
                 self._load(request)
             start = request.num_computed
             tokens = request.known_ids[start : start + min(left, self._memory.max_chunk_tokens)]
-            chunks.append(PrefillChunk(slot_of(request), start, tokens))
+            chunks.append(PrefillChunk(slot_of(request), start, tokens, adapter=request.adapter))
             left, end = left - len(tokens), end + len(tokens)
             if start + len(tokens) == len(request.known_ids):
                 last_tokens.append((request, end - 1))
@@ -198,7 +198,8 @@ class Scheduler:
         return plan
 
     def _decode_row(self, request: Request) -> DecodeRow:
-        return DecodeRow(slot_of(request), request.output_ids[-1], request.num_computed)
+        slot, token = slot_of(request), request.output_ids[-1]
+        return DecodeRow(slot, token, request.num_computed, request.adapter)
 
     def _sample(self, request: Request, row: int) -> Sample:
         return Sample(request.request_id, row, len(request.output_ids), request.params)

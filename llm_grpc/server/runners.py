@@ -86,10 +86,11 @@ def _gpu_bytes(
 ) -> int:
     """The memory of whole blocks of which ``device`` has room for what ``stages`` have of them.
 
-    The last stage has the logits, of each micro-batch their own.
+    The last stage has the logits, of each micro-batch their own. Adapters count as if all were on it.
     """
     room = int(engine.gpu_memory_fraction * require_gpu(device.index).free_bytes)
     room -= sum(map(manifest.stage_bytes, stages))
+    room -= manifest.adapters.num_bytes if manifest.adapters else 0
     if len(manifest.graphs) - 1 in stages:
         room -= num_batches * _logits_bytes(engine, manifest)
     layers = manifest.kv_cache.num_layers

@@ -211,7 +211,7 @@ def test_the_end_of_what_was_used_longest_ago_is_given_up_first() -> None:
     bench.serve([*second, 5], max_tokens=1)
     assert bench.serve([*first, 5], max_tokens=1) == 20, "used again"
     bench.serve([3] * 32, max_tokens=1)  # eight blocks: five blank ones and three
-    kept = [len(bench.pool.find(digests("", tokens, SIZE))) for tokens in (first, second, [3] * 32)]
+    kept = [len(bench.pool.find(digests("0:", tokens, SIZE))) for tokens in (first, second, [3] * 32)]
     assert kept == [5, 2, 8], "of the second the end is gone"
 
 
