@@ -12,6 +12,9 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Token
 BLOCKS = ("model_config", "engine_config", "server_config")
 """Keys that only group others, as the blocks of a ConfigMap do."""
 
+MAPPINGS = ("adapters",)
+"""Keys whose value may be a mapping of one-line values; as flags they are NAME=VALUE,…"""
+
 
 def config_file(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Give the arguments that neither flag nor variable set what the file named by `--config` says.
@@ -32,6 +35,8 @@ def config_file(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollec
         seen.add(key)
         if key not in fields:
             raise CycloptsError(msg=f"{path}: unknown key {key}{_suggestion(key, fields)}")
+        if key in MAPPINGS and isinstance(value, dict):
+            value = ",".join(f"{name}={entry}" for name, entry in value.items())  # noqa: PLW2901 - as a flag
         if not isinstance(value, str | int | float):
             raise CycloptsError(msg=f"{path}: {key} must be one value, not {_kind(value)}")
         if not fields[key].tokens:
