@@ -43,6 +43,9 @@ class GenerateOptions(TypedDict, total=False):
     cache_salt: str
     """Share the server's cache with requests of the same salt alone."""
 
+    adapter: str
+    """Name of an adapter of the model; empty is the model as it is."""
+
     model: str
     """Name of the model; empty is the server's default."""
 
@@ -70,6 +73,7 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> llm_pb2.Genera
         _extend(request, "prompt_token_ids", prompt)
     _set(request, "max_tokens", options.get("max_tokens"))
     _set(request, "model", options.get("model"))
+    _set(request, "adapter", options.get("adapter") or None)
     _set(request.sampling, "temperature", options.get("temperature"))
     _set(request.sampling, "top_p", options.get("top_p"))
     _set(request.sampling, "top_k", options.get("top_k"))

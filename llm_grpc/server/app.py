@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 
 from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
+from llm_grpc.engine.adapters import Adapters, store_of
 from llm_grpc.engine.async_engine import WORKER, AsyncEngine
 from llm_grpc.engine.blocks import MAX_CHUNK_TOKENS
 from llm_grpc.engine.engine import Load
@@ -19,6 +20,7 @@ from llm_grpc.engine.worker import Worker
 from llm_grpc.errors import StartupError
 from llm_grpc.manifest import Manifest, check_digests, load_manifest, manifest_digest
 from llm_grpc.metrics import Metrics
+from llm_grpc.server.adapters import load_at_start
 from llm_grpc.server.health import Health
 from llm_grpc.server.identity import AnonymousAuthenticator, Authenticator
 from llm_grpc.server.interceptors import MetricsInterceptor, RequestInterceptor
@@ -69,7 +71,7 @@ class Server:
             RequestInterceptor(authenticator or AnonymousAuthenticator()),
         )
         self._grpc = data_plane(self._models, self._health, server.max_message_bytes, interceptors)
-        self._admin = admin_plane(self._load_now, server.max_message_bytes, interceptors)
+        self._admin = admin_plane(self._load_now, self._models, server.max_message_bytes, interceptors)
         self._listener: MetricsListener | None = None
         self._engine: AsyncEngine | None = None
         self._draining = False
@@ -148,6 +150,8 @@ class Server:
         interval_s = self._config.stream_interval_ms / 1000
         self._engine = AsyncEngine(scheduler, runner, loop, self._on_engine_health, interval_s, worker)
         self._engine.start()
+        adapters = Adapters(store_of(runner), self._engine.between_steps)
+        await load_at_start(adapters, self._model_config.adapters)
         self._models.loaded(
             ServedModel(
                 name=self._models.name,
@@ -164,6 +168,7 @@ class Server:
                     self._metrics,
                     context_tokens if context_tokens < self._context_tokens else None,
                 ),
+                adapters=adapters,
             )
         )
         await self._update_health()

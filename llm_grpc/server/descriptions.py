@@ -32,4 +32,6 @@ def to_model(model: ServedModel) -> model_pb2.Model:
         weights=manifest.weights,
         lowering=manifest.lowering,
         vocabulary_size=manifest.vocabulary_size,
+        capabilities=model_pb2.Capabilities(adapters=model.adapters.max_rank > 0),
+        adapters=[adapter.name for adapter in model.adapters.loaded],
     )

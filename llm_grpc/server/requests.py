@@ -14,7 +14,7 @@ from llm_grpc.text.text_request import AnswerOptions, TextRequest
 from llm_grpc.v1 import llm_pb2
 
 _LATER = {
-    "": {"constraint", "request_id", "priority", "adapter", "truncate_prompt_tokens"},
+    "": {"constraint", "request_id", "priority", "truncate_prompt_tokens"},
     "sampling": {
         "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias",
         "allowed_token_ids", "banned_token_ids", "n",
@@ -33,8 +33,10 @@ def to_text_request(request: llm_pb2.GenerateTextRequest, model: ServedModel) ->
 
     Raises:
         InvalidParameter: a field is out of its limits.
+        AdapterNotFound: the model has no adapter of that name.
         PromptTooLong: there are more prompt_token_ids than the model takes.
-        UnsupportedParameter: the request holds a field that this version does not know.
+        UnsupportedParameter: the request holds a field that this version does not know, or names an adapter
+            of a model that takes none.
     """
     refuse_unknown_fields(request)
     _refuse_later_fields(request)
@@ -42,6 +44,7 @@ def to_text_request(request: llm_pb2.GenerateTextRequest, model: ServedModel) ->
         params=_sampling_params(request, model),
         prompt=_prompt(request, model),
         options=AnswerOptions(tokens=request.response_options.tokens),
+        adapter=model.adapters.get(request.adapter),
     )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llm_grpc.config import ModelConfig
+from llm_grpc.engine.adapters import Adapters
 from llm_grpc.manifest import Manifest
 from llm_grpc.text.generator import TextGenerator
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What it is, what a request may ask of it, what it gets by default, and who serves it."""
+    """What it is, what a request may ask of it, what it gets by default, who serves it, what changes it."""
 
     name: str
     manifest: Manifest
@@ -21,6 +22,7 @@ class ServedModel:
     prefix_reuse: bool
     defaults: ModelConfig
     generator: TextGenerator
+    adapters: Adapters = field(default_factory=Adapters)
 
     @property
     def max_prompt_tokens(self) -> int:

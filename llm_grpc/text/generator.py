@@ -69,6 +69,7 @@ class TextGenerator:
         Raises:
             QueueFull: as many requests run and wait as the server admits.
             PromptTooLong: the prompt has more tokens than the model takes.
+            AdapterNotFound: the adapter was unloaded before this began.
             InvalidParameter: the prompt and what is asked for together never fit the memory of the cache.
             EngineFailed: a run of the model failed.
         """
@@ -79,7 +80,9 @@ class TextGenerator:
             self._check_memory(len(prompt_ids), params)
             clock.prompt(len(prompt_ids))
             text = _Text(Detokenizer(self._tokenizer, prompt_ids), params, request.options)
-            async with aclosing(self._engine.generate(prompt_ids, params)) as batches:
+            async with aclosing(
+                self._engine.generate(prompt_ids, params, adapter=request.adapter)
+            ) as batches:
                 async for events in batches:
                     delta = text.push(events)
                     if text.has_begun and not params.cache_disabled:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from llm_grpc.engine.adapters import Adapter
 from llm_grpc.engine.constraint import TokenConstraint
 from llm_grpc.sampling_params import SamplingParams
 
@@ -35,7 +36,7 @@ class TextRequest:
 
     ``num_sequences`` are generated, each with ``params`` but a seed of its own, the first with that of
     ``params``. At most the last ``truncate_tokens`` of the prompt are kept; 0 keeps all. Those of higher
-    ``priority`` go first.
+    ``priority`` go first. ``adapter`` is what the model is changed by, None for the model as it is.
     """
 
     prompt: str | Sequence[int]
@@ -46,3 +47,4 @@ class TextRequest:
     priority: int = 0
     truncate_tokens: int = 0
     adds_special_tokens: bool = True
+    adapter: Adapter | None = None

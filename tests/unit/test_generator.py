@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_grpc.engine.adapters import Adapter
 from llm_grpc.engine.async_engine import AsyncEngine
 from llm_grpc.engine.engine import Load
 from llm_grpc.engine.request import TokenEvent
@@ -38,7 +39,7 @@ class ScriptedEngine:
         self.closed = False
 
     async def generate(
-        self, prompt_ids: Sequence[int], params: SamplingParams
+        self, prompt_ids: Sequence[int], params: SamplingParams, *, adapter: Adapter | None = None
     ) -> AsyncGenerator[list[TokenEvent], None]:
         last = FinishReason.EOS if self._tokens[-1] == self._eos_id else FinishReason.LENGTH
         events = [TokenEvent(1, token) for token in self._tokens[:-1]]
