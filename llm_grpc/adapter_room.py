@@ -43,6 +43,6 @@ class AdapterRoom(BaseModel, frozen=True, extra="forbid", strict=True):
 
     @property
     def num_bytes(self) -> int:
-        """Memory for as many adapters as there is room for, in fp32."""
+        """Of what the graph reads, in fp32, where all the room is used; what was read takes about as much."""
         sizes = (len(linear.parts) * (linear.rows + linear.columns) for linear in self.linears)
         return 4 * self.max_rank * sum(sizes)

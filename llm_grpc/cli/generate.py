@@ -31,6 +31,7 @@ def generate(  # noqa: PLR0913 - each argument is a flag
     seed: int | None = None,
     stop: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     ignore_eos: Annotated[bool, Parameter(negative="")] = False,
+    adapter: str = "",
     model: str = "",
     address: str = DEFAULT_ADDRESS,
     timeout_s: float = DEFAULT_TIMEOUT_S,
@@ -57,6 +58,8 @@ def generate(  # noqa: PLR0913 - each argument is a flag
         Text that ends the answer; may be given several times.
     ignore_eos
         Let an end-of-sequence token not end the answer.
+    adapter
+        Name of an adapter of the model; empty is the model as it is.
     model
         Name of the model; empty is the server's default.
     address
@@ -72,6 +75,7 @@ def generate(  # noqa: PLR0913 - each argument is a flag
         "seed": seed,
         "stop": stop,
         "ignore_eos": ignore_eos,
+        "adapter": adapter,
         "model": model,
     }
     text = sys.stdin.read() if prompt == "-" else prompt

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from llm_grpc.errors import AdapterExists, AdapterNotFound, UnsupportedParameter
+from llm_grpc.errors import AdapterExists, AdapterNotFound, EngineFailed, UnsupportedParameter
 
 
 class AdapterWeights(Protocol):
@@ -190,7 +191,8 @@ class Adapters:
         async with self._lock:
             kept = {number: adapter for number, adapter in self._held.items() if not adapter.is_gone}
             if len(kept) < len(self._held):
-                await self._arrange(kept)
+                with suppress(EngineFailed):  # then nobody computes with it either
+                    await self._arrange(kept)
 
     async def _arrange(self, held: dict[int, Adapter]) -> None:
         """Let steps use ``held``; those are the ones that there is room for from now on."""

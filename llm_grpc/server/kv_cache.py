@@ -16,12 +16,15 @@ log = logging.getLogger(__name__)
 
 
 def slot_tokens(manifest: Manifest, asked_bytes: int, pool_tokens: int) -> int:
-    """Tokens that slots may hold together; the model is loaded, so that what is available now can be theirs.
+    """Tokens that slots may hold together; the model is loaded, so that what is available now can be theirs,
+    but for what adapters may take.
 
     Raises:
         StartupError: there is too little memory for any request.
     """
-    budget = kv_budget(asked_bytes, available_memory_bytes(), manifest.kv_cache.token_bytes, pool_tokens)
+    adapters = 2 * manifest.adapters.num_bytes if manifest.adapters else 0
+    available = max(0, available_memory_bytes() - adapters)
+    budget = kv_budget(asked_bytes, available, manifest.kv_cache.token_bytes, pool_tokens)
     _log(manifest, budget.num_bytes, f"{budget.num_tokens} tokens of {format_bytes(budget.token_bytes)}")
     return budget.num_tokens
 

@@ -73,7 +73,8 @@ def cache_bytes(engine: EngineConfig, manifest: Manifest) -> int:
         return 0
     devices = place(engine.device, manifest)
     if devices[0].kind == "cpu":
-        return int(AUTO_SHARE * max(available_memory_bytes() - manifest.weights_bytes, 0))
+        adapters = 2 * manifest.adapters.num_bytes if manifest.adapters else 0
+        return int(AUTO_SHARE * max(available_memory_bytes() - manifest.weights_bytes - adapters, 0))
     stages = range(len(manifest.graphs))
     if len(devices) == 1:
         return _gpu_bytes(engine, manifest, devices[0], stages, 1)

@@ -23,13 +23,22 @@ def test_generate_prints_the_text_alone(
 
 
 def test_generate_sends_its_flags(fake: FakeLLM, address: str) -> None:
-    values = {"max-tokens": 3, "temperature": 0, "top-p": 0.5, "top-k": 2, "seed": 7, "model": "m"}
+    values = {
+        "max-tokens": 3,
+        "temperature": 0,
+        "top-p": 0.5,
+        "top-k": 2,
+        "seed": 7,
+        "model": "m",
+        "adapter": "a",
+    }
     flags = [f"--{name}={value}" for name, value in values.items()]
     flags += ["--stop=a", "--stop", "b", "--ignore-eos"]
     main(["generate", "hello", "--address", address, *flags])
     main(["generate", "hello", "--address", address])
     asked, plain = fake.requests
-    assert (asked.max_tokens, asked.model, list(asked.stopping.stop_strings)) == (3, "m", ["a", "b"])
+    assert (asked.max_tokens, asked.model, asked.adapter) == (3, "m", "a")
+    assert list(asked.stopping.stop_strings) == ["a", "b"]
     assert asked.stopping.ignore_eos
     sampling = asked.sampling
     assert sampling.HasField("temperature")
