@@ -7,6 +7,7 @@ raises ``pydantic.ValidationError`` naming field, value and limit.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -29,6 +30,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 256
 MAX_SALT_BYTES = 256
 MAX_NAME_CHARACTERS = 200
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
 MAX_REQUEST_ID_BYTES = 128
 MAX_PRIORITY = 100
 
@@ -65,6 +67,31 @@ def _name(text: str) -> str:
     return text
 
 
+def parse_adapters(text: str) -> dict[str, Path]:
+    """The directories of ``NAME=DIRECTORY,…``, by name.
+
+    Raises:
+        ValueError: it is not of that form; the message says how.
+    """
+    found: dict[str, Path] = {}
+    for entry in filter(None, text.split(",")):
+        name, _, directory = entry.partition("=")
+        if not ADAPTER_NAME.fullmatch(name) or not directory:
+            raise ValueError(
+                f"should be NAME=DIRECTORY and commas between them, not {entry!r}; a name is "
+                f"{ADAPTER_NAME.pattern}"
+            )
+        if name in found:
+            raise ValueError(f"names {name} twice")
+        found[name] = Path(directory)
+    return found
+
+
+def _adapters(text: str) -> str:
+    parse_adapters(text)
+    return text
+
+
 def _devices(text: str) -> str:
     parse_devices(text)
     return text
@@ -83,6 +110,9 @@ class ModelConfig:
 
     verify_digest: bool = False
     """Read every file of the model at start and refuse one whose SHA-256 is not the manifest's."""
+
+    adapters: Annotated[str, AfterValidator(_adapters)] = ""
+    """Adapters to load at start, NAME=DIRECTORY and commas between them; the file may hold a mapping."""
 
     max_tokens: Annotated[int, Field(ge=1)] = 128
     """Tokens to generate where a request's max_tokens is 0."""

@@ -13,6 +13,8 @@
         │   └── PromptTooLong     the prompt does not fit the context
         ├── UnsupportedParameter  the model or this build lacks the feature
         ├── ModelNotFound         no model of that name
+        ├── AdapterNotFound       the model has no adapter of that name
+        ├── AdapterExists         the model has an adapter of that name already
         ├── QueueFull             the admission bound is reached
         ├── ModelNotReady         the model is loading
         ├── Draining              the server is stopping
@@ -91,6 +93,18 @@ class ModelNotFound(RequestError):
     """The server has no model of the requested name."""
 
     reason = "MODEL_NOT_FOUND"
+
+
+class AdapterNotFound(RequestError):
+    """The model has no adapter of the requested name."""
+
+    reason = "ADAPTER_NOT_FOUND"
+
+
+class AdapterExists(RequestError):
+    """An adapter cannot be loaded under a name that another one has."""
+
+    reason = "ADAPTER_EXISTS"
 
 
 class QueueFull(RequestError):

@@ -41,6 +41,16 @@ Outputs are ``greedy`` int64 ``[R]``, the most likely tokens, ``logits`` and ``p
 graph, ``blocks.onnx``, or one for each stage, copies block ``source`` int64 ``[1]`` to block ``target`` int64
 ``[1, 1]`` in all of ``past``. A third one, ``sampler.onnx``, draws tokens from ``logits``.
 
+A model with room for adapters has more inputs, in either lowering; R' is the sum of the ranks in use:
+
+=================  ==============  =======================================================================
+name               type, shape     meaning
+=================  ==============  =======================================================================
+adapter_rows       float32 [T, R'] 1 in the columns of a token's adapter, else 0
+adapter.<n>.down   float32 [K, P * R']: of the manifest's n-th adapted linear, whose P parts are side by side
+adapter.<n>.up     float32 [P * R', N], zero but where rows and columns are of one part
+=================  ==============  =======================================================================
+
 A model in stages is several such graphs: each has the inputs and caches that its nodes read, the last one has
 the logits, and ``stage.<writer>.<number>`` is an output of one and an input of later ones.
 """
@@ -124,6 +134,19 @@ def layer_of(name: str) -> int | None:
     kind, _, rest = name.partition(".")
     layer = rest.partition(".")[0]
     return int(layer) if kind in {"past", "present"} and layer.isdecimal() else None
+
+
+ADAPTER_ROWS = "adapter_rows"
+
+
+def adapter_down(linear: int) -> str:
+    """Name of the matrix that adapted linear number ``linear`` multiplies first."""
+    return f"adapter.{linear}.down"
+
+
+def adapter_up(linear: int) -> str:
+    """Name of the matrix that it multiplies then."""
+    return f"adapter.{linear}.up"
 
 
 STAGE_VALUE = "stage."

@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from llm_grpc.adapter_room import AdapterRoom
 from llm_grpc.errors import ManifestError
 
 MANIFEST, VERIFICATION = "manifest.json", "verification.json"
@@ -64,9 +65,9 @@ class Manifest(_Strict):
     none. ``block_size`` is the tokens of a block of lowering ``paged``, None of lowering ``slots``.
     ``recordable`` says that no size inside the graph depends on values: a GPU can record a step and replay
     it. ``special_tokens`` are those that chat templates know by name, bos_token and its like;
-    ``tool_chat_template`` replaces ``chat_template`` where there are tools, None where one serves both. These
-    and the stages came later than the rest and have defaults; a reader that does not know them refuses the
-    file.
+    ``tool_chat_template`` replaces ``chat_template`` where there are tools, None where one serves both.
+    ``adapters`` is the room for them, None where the graph takes none. These and the stages came later than
+    the rest and have defaults; a reader that does not know them refuses the file.
     """
 
     format: Literal[2]
@@ -91,6 +92,7 @@ class Manifest(_Strict):
     stage_layers: Annotated[tuple[_Count, ...], Field(strict=False)] = ()
     tool_chat_template: str | None = None
     special_tokens: dict[str, str | Annotated[tuple[str, ...], Field(strict=False)]] = {}
+    adapters: AdapterRoom | None = None
 
     @property
     def graphs(self) -> tuple[str, ...]:

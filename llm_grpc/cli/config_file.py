@@ -12,6 +12,9 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Token
 MODELS = "models"
 """The key of the list that `model_entries` reads."""
 
+MAPPINGS = ("adapters",)
+"""Keys whose value may be a mapping of one-line values; as flags they are NAME=VALUE,…"""
+
 
 def config_file(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Give the arguments that neither flag nor variable set what the file named by `--config` says.
@@ -33,9 +36,16 @@ def config_file(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollec
         seen.add(key)
         if key not in fields:
             raise CycloptsError(msg=f"{path}: unknown key {key}{suggestion(key, fields)}")
-        text = scalar(value, f"{path}: {key}")
+        text = (
+            _flat(value) if key in MAPPINGS and isinstance(value, dict) else scalar(value, f"{path}: {key}")
+        )
         if not fields[key].tokens:
             fields[key].append(Token(keyword=key, value=text, source=path))
+
+
+def _flat(entries: dict[Any, Any]) -> str:
+    """A mapping as a flag writes it."""
+    return ",".join(f"{name}={entry}" for name, entry in entries.items())
 
 
 def load(path: Path) -> dict[Any, Any]:

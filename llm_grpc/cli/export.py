@@ -26,6 +26,7 @@ def export(  # noqa: PLR0913 - a flag each
     block_size: int = 32,
     lowering: Literal["slots", "paged"] = "slots",
     stages: int = 1,
+    max_adapter_rank: int = 0,
     text: Path | None = None,
     tokens: int = 32,
     allow_inexact: Annotated[bool, Parameter(negative="")] = False,
@@ -59,6 +60,8 @@ def export(  # noqa: PLR0913 - a flag each
         How attention finds the cache: slots is for CPUs, paged for NVIDIA GPUs, in fp16 or bf16.
     stages
         Graphs that the layers are divided into, as many as there are devices to run them.
+    max_adapter_rank
+        Sum of the ranks of the adapters that are loaded at once; 0 takes none, and costs nothing.
     text
         UTF-8 text on which the perplexity of both models is compared.
     tokens
@@ -73,7 +76,10 @@ def export(  # noqa: PLR0913 - a flag each
                 from llm_grpc.export.recipe import Recipe  # noqa: PLC0415 - with the others
                 from llm_grpc.export.verify import VerifyOptions  # noqa: PLC0415 - imports torch
 
-                recipe = Recipe(weights, calibrate, mean_bits, dtype, kv_cache, block_size, lowering, stages)
+                recipe = Recipe(
+                    weights, calibrate, mean_bits, dtype, kv_cache, block_size, lowering, stages,
+                    max_adapter_rank,
+                )  # fmt: skip
                 run_export(source, model_dir, name, VerifyOptions(tokens, text, allow_inexact), recipe)
         except KeyboardInterrupt:
             return fail("interrupted; nothing was written", INTERRUPTED)

@@ -31,6 +31,8 @@ COMMANDS = {
     "health": "Check a server's health and print its status.",
     "export": """Export a Hugging Face model through optimum to a model directory that `serve --model` takes.
         Verifies it. Needs llm-grpc[export,cpu]; reads safetensors only and runs no remote code.""",
+    "export-adapter": """Write a LoRA adapter that PEFT saved for an exported model, as LoadAdapter and
+        `serve --adapter` take it. Needs llm-grpc[export,cpu]; reads safetensors only.""",
     "verify": """Compare a model directory with the torch model that it was exported from: logits, KL
         divergence, greedy tokens, perplexity. Needs llm-grpc[export,cpu].""",
     "bench": """Measure a running server, or one that it starts: throughput, latencies, goodput, CPU time and
@@ -47,6 +49,7 @@ EXIT_CODES = {
     "health": """0 SERVING; 4 any other status; 3 no answer (unreachable, or too late); 1 the check was
         refused (an unknown service, say)""",
     "export": "0 with the directory written; 1 the export failed; 130 interrupted, nothing written",
+    "export-adapter": "0 with the directory written; 1 the adapter cannot be served with this model",
     "verify": "0 within the limits; 1 outside them, or it could not be found out; 130 interrupted",
     "bench": """0 measured, with errors or without; 1 nothing was answered, or it could not be measured; 130
         interrupted, the figures until then printed""",
@@ -60,8 +63,9 @@ def build_app() -> App:
     """Assemble the commands. Their modules are imported when needed."""
     app = App(name="llm-grpc", help="Text generation over gRPC on ONNX Runtime.", version=__version__)
     for name, summary in COMMANDS.items():
+        module = name.replace("-", "_")
         app.command(
-            f"llm_grpc.cli.{name}:{name}",
+            f"llm_grpc.cli.{module}:{module}",
             name=name,
             config=SERVER_SETTINGS if name == "serve" else COMMAND_SETTINGS,
             help=" ".join(summary.split()),

@@ -89,6 +89,7 @@ def _page(found: dict[str, Any]) -> str:
         "context": f"{manifest['context_tokens']} tokens",
         "cache": f"{kv['num_layers']} layers x {kv['num_heads']} heads x {kv['head_dim']}, {kv['dtype']}",
         "cache per token": format_bytes(found["kv_bytes_per_token"]),
+        "adapters": _room(found["manifest"]["adapters"]),
         "chat template": manifest["chat_template"] or "none",
         "verified": manifest["verification"] or "no",
         "digest": found["digest"],
@@ -103,6 +104,13 @@ def _page(found: dict[str, Any]) -> str:
         f"slots that fit into {memory} beside the weights\n" + _table(slots, indent=2, right=True),
     ]
     return "\n\n".join(sections)
+
+
+def _room(adapters: dict[str, Any] | None) -> str:
+    if adapters is None:
+        return "none"
+    num_modules = sum(len(linear["parts"]) for linear in adapters["linears"])
+    return f"ranks of {adapters['max_rank']} together, on {num_modules} linear layers"
 
 
 def _table(rows: list[tuple[str, str]], indent: int = 0, right: bool = False) -> str:

@@ -7,9 +7,12 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 
+from llm_grpc.engine.adapters import Adapter
 from llm_grpc.engine.constraint import TokenConstraint
-from llm_grpc.engine.engine import Abort, Engine, Load, Stop
+from llm_grpc.engine.engine import Abort, Call, Engine, Load, Stop
 from llm_grpc.engine.mailbox import Mailbox
 from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.engine.request import Event, FailedEvent, Request, TokenEvent
@@ -52,6 +55,7 @@ class AsyncEngine:
         self._groups = itertools.count(1)
         self._interval_s = interval_s
         self._inboxes: dict[int, Mailbox] = {}
+        self._calls: set[Future[None]] = set()
         self._was_healthy = True
         self._ended = False
         self._started = False
@@ -88,6 +92,22 @@ class AsyncEngine:
         """A number that no group of requests had before."""
         return next(self._groups)
 
+    async def between_steps(self, function: Callable[[], None]) -> None:
+        """Have the engine's thread call ``function`` before its next step, and wait for that.
+
+        Raises:
+            EngineFailed: the step loop is gone.
+            Exception: what ``function`` raised.
+        """
+        if not self.is_alive:
+            raise EngineFailed("the engine is not running")
+        called: Future[None] = Future()
+        waiting = asyncio.wrap_future(called)
+        self._calls.add(called)
+        called.add_done_callback(self._calls.discard)
+        self._engine.inbox.put(Call(partial(_call, function, called)))
+        await waiting
+
     async def generate(
         self,
         prompt_ids: Sequence[int],
@@ -97,6 +117,7 @@ class AsyncEngine:
         group: int = 0,
         first_score: int | None = None,
         priority: int = 0,
+        adapter: Adapter | None = None,
     ) -> AsyncGenerator[list[TokenEvent], None]:
         """Yield the request's tokens, as many as have come since the last time, at least one.
 
@@ -104,10 +125,12 @@ class AsyncEngine:
         iterator early frees the request's slot at the next step.
 
         Raises:
+            AdapterNotFound: the adapter was taken away before this began.
             EngineFailed: a run failed, or the constraint, or the step loop is gone.
         """
         if not self.is_alive:
             raise EngineFailed("the engine is not running")
+        number = adapter.take() if adapter else 0
         request_id = next(self._ids)
         request = Request(
             request_id,
@@ -118,6 +141,7 @@ class AsyncEngine:
             first_score=first_score,
             priority=priority,
             arrived_s=self._clock(),
+            adapter=number,
         )
         mailbox = self._inboxes[request_id] = Mailbox(self._loop, self._interval_s)
         self._engine.inbox.put(request)
@@ -134,6 +158,8 @@ class AsyncEngine:
             del self._inboxes[request_id]
             if not ended:
                 self._engine.inbox.put(Abort(request_id))
+            if adapter:
+                adapter.give_back()
 
     def _run(self) -> None:
         try:
@@ -157,6 +183,8 @@ class AsyncEngine:
         self._ended = True
         for request_id, mailbox in self._inboxes.items():
             mailbox.put(FailedEvent(request_id))
+        for called in list(self._calls):
+            called.set_exception(EngineFailed("the engine is not running"))
         self._on_health()
 
     def _deliver(self, events: Sequence[Event]) -> None:
@@ -166,3 +194,15 @@ class AsyncEngine:
         if self._was_healthy is not self.is_healthy:
             self._was_healthy = self.is_healthy
             self._on_health()
+
+
+def _call(function: Callable[[], None], called: Future[None]) -> None:
+    """Engine thread: what comes of ``function`` is whose it is that waits for ``called``, if anybody does."""
+    if not called.set_running_or_notify_cancel():
+        return
+    try:
+        function()
+    except Exception as error:  # noqa: BLE001 - whoever asked gets it
+        called.set_exception(error)
+    else:
+        called.set_result(None)

@@ -30,7 +30,14 @@ class Stop:
     """Marker: end the loop after what came before."""
 
 
-Command = Request | Abort | Stop
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Do this before the next step."""
+
+    function: Callable[[], None]
+
+
+Command = Request | Abort | Call | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,8 @@ class Engine:
                 self._scheduler.add(command)
             case Abort(request_id):
                 self._scheduler.abort(request_id)
+            case Call(function):
+                function()
             case Stop():
                 self._stopped = True
 

@@ -31,7 +31,7 @@ def guessing_step(
     if not guesses:
         return None
     known = (request.output_ids[-1], *guesses)
-    chunk = PrefillChunk(request.slot, request.num_computed, known, len(guesses))
+    chunk = PrefillChunk(request.slot, request.num_computed, known, len(guesses), request.adapter)
     samples = (sample(request, row, row) for row in range(len(known)))
     return StepPlan((), (chunk,), tuple(samples))
 

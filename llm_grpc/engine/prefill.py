@@ -42,7 +42,9 @@ def plan_prefill(
         if stop == request.num_computed:
             continue  # others' scores fill the step
         tokens = request.known_ids[request.num_computed : stop]
-        prefill.chunks.append(PrefillChunk(slot_of(request), request.num_computed, tokens))
+        prefill.chunks.append(
+            PrefillChunk(slot_of(request), request.num_computed, tokens, adapter=request.adapter)
+        )
         prefill.scores += _scores(request, stop, end)
         num_tokens, end = num_tokens - len(tokens), end + len(tokens)
         if stop == len(request.known_ids):

@@ -60,7 +60,8 @@ class Request:
     1, are scored; all but the first where only ``params`` ask for that. Those of higher ``priority`` go
     first, and nobody waits for ever; it came at ``arrived_s`` and first got a slot at ``begun_s``. ``mask``
     is what its constraint says of the next token, once that is asked for. ``shared`` is how many tokens of
-    its prompt each of its group has that it was compared with, by their ids.
+    its prompt each of its group has that it was compared with, by their ids. ``adapter`` is the number of the
+    adapter that computes it, 0 for none; all of a group have the same.
     """
 
     request_id: int
@@ -72,6 +73,7 @@ class Request:
     priority: int = 0
     arrived_s: float = 0.0
     begun_s: float | None = None
+    adapter: int = 0
     slot: int | None = None
     num_computed: int = 0
     num_cached: int = 0
@@ -90,10 +92,12 @@ class Request:
 
     @property
     def salt(self) -> str | None:
-        """What the request shares the cache by; None is with nobody. No caller can name a group's."""
+        """What the request shares the cache by; None is with nobody. No caller can name a group's, and keys
+        of one adapter are no other's.
+        """
         if self.params.cache_disabled:
-            return f"{self.group}:" if self.group else None
-        return f"0:{self.params.cache_salt}"
+            return f"{self.adapter}:{self.group}:" if self.group else None
+        return f"{self.adapter}:0:{self.params.cache_salt}"
 
     @property
     def private_salt(self) -> str | None:

@@ -219,7 +219,8 @@ class Scheduler:
         return plan
 
     def _decode_row(self, request: Request) -> DecodeRow:
-        return DecodeRow(slot_of(request), request.output_ids[-1], request.num_computed)
+        slot, token = slot_of(request), request.output_ids[-1]
+        return DecodeRow(slot, token, request.num_computed, request.adapter)
 
     def _sample(self, request: Request, row: int, ahead: int = 0) -> Sample:
         return sample_of(request, row, self._eos_token_ids, self._vocabulary_size, ahead)

@@ -57,11 +57,15 @@ class BlockCopy:
 
 @dataclass(frozen=True, slots=True)
 class DecodeRow:
-    """One token of a running sequence: ``token`` goes to ``position`` of ``slot``, after all before it."""
+    """One token of a running sequence: ``token`` goes to ``position`` of ``slot``, after all before it.
+
+    It is computed with the adapter of number ``adapter``; 0 is none.
+    """
 
     slot: int
     token: int
     position: int
+    adapter: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +73,14 @@ class PrefillChunk:
     """Tokens of one sequence that are known: ``tokens`` go to positions ``start`` and on of ``slot``.
 
     They are a prompt's; or the last one that was generated and ``num_guesses`` guesses at those after it.
+    They are computed with the adapter of number ``adapter``; 0 is none.
     """
 
     slot: int
     start: int
     tokens: Sequence[int]
     num_guesses: int = 0
+    adapter: int = 0
 
 
 @dataclass(frozen=True, slots=True)

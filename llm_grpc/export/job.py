@@ -10,6 +10,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
+from llm_grpc.adapter_room import AdapterRoom
 from llm_grpc.export.calibrate import Calibration
 from llm_grpc.export.element_type import dtype_of
 from llm_grpc.export.passes.merge import merge_projections
@@ -42,6 +43,9 @@ class Job:
 
     calibration: Calibration | None = None
     """What the recipe's text showed."""
+
+    adapters: AdapterRoom | None = None
+    """The room for them in the graph."""
 
     config: Any = None
     tokenizer: Any = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from llm_grpc.adapter_room import MAX_ADAPTER_RANK
 from llm_grpc.errors import ExportError
 from llm_grpc.export.rounding.blocks import BLOCK_SIZES, INT8, int4
 
@@ -27,7 +28,8 @@ class Recipe:
     scale: more are faster for a single row, smaller, and less exact.
 
     ``lowering`` is how attention finds the cache: ``slots`` for CPUs, ``paged`` for NVIDIA GPUs.
-    ``stages`` graphs are written, each of some of the layers.
+    ``stages`` graphs are written, each of some of the layers. They have room for adapters whose ranks are
+    ``max_adapter_rank`` together.
 
     Raises:
         ExportError: the settings do not go together.
@@ -41,10 +43,15 @@ class Recipe:
     block_size: int = 32
     lowering: Lowering = "slots"
     stages: int = 1
+    max_adapter_rank: int = 0
 
     def __post_init__(self) -> None:
         if self.stages < 1:
             raise ExportError(f"--stages is {self.stages}, and must be at least 1")
+        if not 0 <= self.max_adapter_rank <= MAX_ADAPTER_RANK:
+            raise ExportError(
+                f"--max-adapter-rank is {self.max_adapter_rank}, and must be 0 to {MAX_ADAPTER_RANK}"
+            )
         if self.block_size not in BLOCK_SIZES:
             sizes = ", ".join(map(str, BLOCK_SIZES))
             raise ExportError(f"--block-size is {self.block_size}, and must be one of {sizes}")

@@ -27,6 +27,7 @@ from llm_grpc.export.job import Job
 from llm_grpc.export.load import load_config, load_model, load_tokenizer
 from llm_grpc.export.onnx_config import PackedStepConfig, kv_cache_of
 from llm_grpc.export.paged_config import PagedStepConfig
+from llm_grpc.export.passes.adapters import make_room
 from llm_grpc.export.passes.cut import cut
 from llm_grpc.export.passes.half import cast_around
 from llm_grpc.export.passes.int8_cache import int8_cache, stated_cache
@@ -151,6 +152,8 @@ def rewrite(job: Job, _: Progress) -> None:
     else:
         pack_attention(job.rewritten, job.config.max_position_embeddings)
         job.kv_cache = stated_cache(job.rewritten, job.kv_cache)
+    if job.recipe.max_adapter_rank:
+        job.adapters = make_room(job.rewritten, job.model.state_dict(), job.recipe.max_adapter_rank)
     state_interface(job.rewritten, job.config.vocab_size, job.config.max_position_embeddings, job.kv_cache)
 
 
@@ -206,6 +209,7 @@ def describe(job: Job, _: Progress) -> None:
         stage_layers=job.stage_layers if len(job.graphs) > 1 else (),
         tool_chat_template=TOOL_CHAT_TEMPLATE if TOOL_CHAT_TEMPLATE in texts else None,
         special_tokens=job.tokenizer.special_tokens_map,
+        adapters=job.adapters,
     )
     write_manifest(directory, manifest)
 

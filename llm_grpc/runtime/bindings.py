@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,13 @@ class StepBindings:
             self._binding.bind_input(name, "cpu", 0, dtype, buffer.shape, buffer.ctypes.data)
             self.num_binds += 1
         buffer[...] = array
+
+    def bind_inputs(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Let inputs be ``arrays`` themselves, which the caller keeps as long as they are."""
+        for name, array in arrays.items():
+            place = ("cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            self._binding.bind_input(name, *place)
+            self.num_binds += 1
 
     def put_slots(self, half: str, first: int, count: int) -> None:
         """Point the caches of ``half`` at ``count`` slots from ``first`` on."""

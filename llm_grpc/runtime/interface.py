@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from pydantic import BaseModel, ValidationError
 
 from llm_grpc import graph_names as names
+from llm_grpc.adapter_room import AdapterRoom
 from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import KvCache, Manifest
 from llm_grpc.runtime.staged_session import StagedSession
@@ -46,8 +47,9 @@ def check_interface(session: StagedSession, manifest: Manifest) -> None:
     if {names.past(beyond, "key", "decode"), names.past_blocks(beyond, "key")} & nodes.keys():
         _refuse(f"the graph has more than the {manifest.kv_cache.num_layers} layers of the manifest")
     steps = {node.name for node in session.get_inputs() if not node.name.startswith("past.")}
-    known = names.PAGED_INPUTS if manifest.lowering == "paged" else names.STEP_INPUTS
-    if unknown := steps - set(known):
+    known = set(names.PAGED_INPUTS if manifest.lowering == "paged" else names.STEP_INPUTS)
+    known |= {name for name, _, _ in _wanted_adapters(manifest.adapters)}
+    if unknown := steps - known:
         _refuse(f"the graph has inputs that this version does not fill: {', '.join(sorted(unknown))}")
     _check_metadata(session.get_modelmeta().custom_metadata_map, manifest)
 
@@ -60,6 +62,16 @@ def _wanted(manifest: Manifest) -> Iterator[tuple[str, str, _Shape]]:
         if manifest.lowering == "paged"
         else _wanted_slots(manifest.kv_cache)
     )
+    yield from _wanted_adapters(manifest.adapters)
+
+
+def _wanted_adapters(room: AdapterRoom | None) -> Iterator[tuple[str, str, _Shape]]:
+    if room is None:
+        return
+    yield names.ADAPTER_ROWS, "tensor(float)", [None, None]
+    for index, linear in enumerate(room.linears):
+        yield names.adapter_down(index), "tensor(float)", [linear.rows, None]
+        yield names.adapter_up(index), "tensor(float)", [None, linear.columns]
 
 
 def _wanted_blocks(kv: KvCache) -> Iterator[tuple[str, str, _Shape]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,17 +69,25 @@ class RowOutputs:
         return 2
 
 
+class Resident(Protocol):
+    """Memory whose addresses stay as long as the model is there."""
+
+    def bind(self, binding: Binding) -> int:
+        """Let a run use it; the number of binds that took."""
+        ...
+
+
 class PagedBinding:
     """The memory that one stage's steps up to one size are bound to; its addresses stay as long as it lives.
 
-    ``known`` are the names that the stage has; others are passed over.
+    ``known`` are the names that the stage has; others are passed over. ``resident`` is bound once.
     All inputs lie in one array, so that a step copies once to the device. ``attention_bounds`` is read by the
     processor and lies in its memory.
     """
 
     def __init__(
-        self, binding: Binding, known: frozenset[str], most: Arrays, pool: BlockPool, device: Device,
-        traffic: Traffic,
+        self, binding: Binding, known: frozenset[str], most: Arrays, resident: Sequence[Resident],
+        device: Device, traffic: Traffic,
     ) -> None:  # fmt: skip
         self._binding, self._known = binding, known
         self._bounds = np.zeros(3, np.int32)
@@ -89,7 +97,7 @@ class PagedBinding:
         self._device = DeviceArray((total,), "uint8", device, traffic)
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._outputs: RowOutputs | None = None
-        self.num_binds = pool.bind(binding)
+        self.num_binds = sum(memory.bind(binding) for memory in resident)
         place = (CPU, ELEMENT_TYPES["int32"], self._bounds.shape, self._bounds.ctypes.data)
         self._bind_input(names.ATTENTION_BOUNDS, *place)
 
@@ -132,8 +140,8 @@ def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def largest(tokens: int, sequences: int, places: int, rows: int) -> Arrays:
-    """Arrays of the shapes of a step of that size."""
+def largest(tokens: int, sequences: int, places: int, rows: int, ranks: int = 0) -> Arrays:
+    """Arrays of the shapes of a step of that size; ``ranks`` are those that there is room for."""
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
         names.INPUT_IDS: ((1, tokens), np.int64),
         names.POSITION_IDS: ((1, tokens), np.int64),
@@ -143,5 +151,6 @@ def largest(tokens: int, sequences: int, places: int, rows: int) -> Arrays:
         names.SLOT_MAPPING: ((tokens,), np.int32),
         names.BLOCK_TABLE: ((sequences, places), np.int32),
         names.ATTENTION_BOUNDS: ((3,), np.int32),
+        names.ADAPTER_ROWS: ((tokens, ranks), np.float32),
     }
     return {name: np.broadcast_to(np.zeros((), dtype), shape) for name, (shape, dtype) in shapes.items()}

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_grpc import graph_names as names
 from llm_grpc.devices import CPU, Device
 from llm_grpc.engine.micro_batches import MicroBatch, divide, joined
 from llm_grpc.engine.step_plan import StepPlan, StepResult
 from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import Manifest
+from llm_grpc.runtime.adapters import Adapters, Stack
 from llm_grpc.runtime.device_memory import Traffic
 from llm_grpc.runtime.device_sampler import DeviceSampler
 from llm_grpc.runtime.logits_memory import LogitsMemory, most_rows
@@ -95,6 +97,12 @@ class PagedRunner:
         self._outputs: dict[tuple[int, int], RowOutputs] = {}
         self._bindings: dict[tuple[int, int], StagedStep] = {}
         self._graphs: dict[tuple[int, int, bool], int] = {}
+        room = manifest.adapters
+        self._ranks = room.max_rank if room else 0
+        self._stack: Stack | None = None
+        self.adapters = Adapters(room, self._use_stack, is_fixed=True) if room else None
+        if self.adapters:
+            self._use_stack(self.adapters.stack({}))
 
     @property
     def num_binds(self) -> int:
@@ -145,9 +153,18 @@ class PagedRunner:
             step = self._tables.mixed_step(batch.plan)
         else:
             step = self._tables.decode_step(batch.plan, self._context_tokens)
+        if self._stack:
+            num_tokens = step.arrays[names.INPUT_IDS].size
+            mask = self._stack.rows(batch.plan.decode, batch.plan.chunks, num_tokens)
+            step.arrays[names.ADAPTER_ROWS] = mask
         outputs, binding = self._outputs_of(number, step.num_rows), self._binding_of(number, step)
         binding.put(step.arrays, outputs)
         return _Part(batch, step, outputs, binding, self._graph_of(number, step))
+
+    def _use_stack(self, stack: Stack) -> None:
+        self._stack = stack
+        for memory in self._stages.adapters:
+            memory.write(stack)
 
     def _run(self, parts: Sequence[_Part], records: bool) -> None:
         """Compute the parts; while a GPU ``records`` one, nothing else runs on any.
@@ -192,7 +209,7 @@ class PagedRunner:
         size = step.num_rows if step.decodes else 0
         if (number, size) not in self._bindings:
             tokens, sequences = (size, size) if size else (self._max_step_tokens, self._max_running)
-            most = largest(tokens, sequences, self._places, bucket_of(tokens))
+            most = largest(tokens, sequences, self._places, bucket_of(tokens), self._ranks)
             self._bindings[number, size] = StagedStep(self._stages, most)
         return self._bindings[number, size]
 

@@ -11,10 +11,11 @@ from llm_grpc import graph_names as names
 from llm_grpc.devices import Device
 from llm_grpc.engine.step_plan import BlockCopy
 from llm_grpc.manifest import Manifest
+from llm_grpc.runtime.adapters import AdapterMemory
 from llm_grpc.runtime.crossing_buffers import CrossingBuffers
 from llm_grpc.runtime.device_memory import ELEMENT_TYPES, DeviceArray, SessionBinding, Traffic
 from llm_grpc.runtime.interface import check_interface
-from llm_grpc.runtime.paged_bindings import BlockPool, PagedBinding, RowOutputs
+from llm_grpc.runtime.paged_bindings import BlockPool, PagedBinding, Resident, RowOutputs
 from llm_grpc.runtime.paged_step import Arrays
 from llm_grpc.runtime.session import open_session
 from llm_grpc.runtime.staged_session import StagedSession
@@ -42,11 +43,21 @@ class PagedStages:
             BlockPool(manifest.kv_cache, _layers(known), num_blocks, manifest.block_size, device, traffic)
             for known, device in zip(self.names, session.devices, strict=True)
         ]
+        room = manifest.adapters
+        self.adapters = [
+            AdapterMemory(room, known, device, traffic)
+            for known, device in zip(self.names, session.devices, strict=True)
+            if room
+        ]
         count = session.num_stages
         self._copies = [
             _BlockCopies(model_dir / names.blocks_graph(stage, count), pool, device, traffic)
             for stage, (pool, device) in enumerate(zip(self.pools, session.devices, strict=True))
         ]
+
+    def resident(self, stage: int) -> list[Resident]:
+        """The memory of ``stage`` that all of its steps use."""
+        return [self.pools[stage], *self.adapters[stage : stage + 1]]
 
     def copy(self, copy: BlockCopy) -> None:
         """Do what a plan says in every stage; ValueError where there is no such block."""
@@ -61,9 +72,9 @@ class StagedStep:
         session = stages.session
         bindings = [SessionBinding(stage) for stage in session.sessions]
         self._stages = [
-            PagedBinding(binding, known, most, pool, device, stages.traffic)
-            for binding, known, pool, device in zip(
-                bindings, stages.names, stages.pools, session.devices, strict=True
+            PagedBinding(binding, known, most, stages.resident(stage), device, stages.traffic)
+            for stage, (binding, known, device) in enumerate(
+                zip(bindings, stages.names, session.devices, strict=True)
             )
         ]
         own = [binding.io_binding for binding in bindings]

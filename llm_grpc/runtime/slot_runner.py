@@ -14,6 +14,7 @@ from llm_grpc.engine.micro_batches import divide
 from llm_grpc.engine.step_plan import DecodeRow, PrefillChunk, StepPlan, StepResult
 from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import Manifest
+from llm_grpc.runtime.adapters import Adapters, Stack
 from llm_grpc.runtime.bindings import StepBindings
 from llm_grpc.runtime.first_tokens import FirstTokens
 from llm_grpc.runtime.interface import check_interface
@@ -68,6 +69,10 @@ class SlotRunner:
         self._bindings = [StepBindings(session, self._pool) for _ in range(num_batches)]
         self._pipeline = Pipeline(self._num_stages) if min(num_batches, self._num_stages) > 1 else None
         self._first_tokens = FirstTokens()
+        self._stack: Stack | None = None
+        self.adapters = Adapters(manifest.adapters, self._use_stack) if manifest.adapters else None
+        if self.adapters:
+            self._use_stack(self.adapters.stack({}))
 
     @property
     def num_binds(self) -> int:
@@ -99,6 +104,11 @@ class SlotRunner:
             logits[part.places_in(plan)] = rows
         return logits
 
+    def _use_stack(self, stack: Stack) -> None:
+        self._stack = stack
+        for bindings in self._bindings:
+            bindings.bind_inputs(stack.arrays)
+
     def _prepare(self, plan: StepPlan, bindings: StepBindings) -> NDArray[np.float32]:
         """Bind what the next run of ``bindings`` computes; returns where its logits come."""
         decode, chunk = self._halves(self._first_tokens.decode_rows(plan), plan.chunk)
@@ -124,7 +134,7 @@ class SlotRunner:
         if not self._has_wide_cache:
             return rows, PrefillChunk(self._pool.scratch, 0, (0,))
         *others, last = rows
-        return others, PrefillChunk(last.slot, last.position, (last.token,))
+        return others, PrefillChunk(last.slot, last.position, (last.token,), adapter=last.adapter)
 
     def _put(
         self, bindings: StepBindings, decode: list[DecodeRow], chunk: PrefillChunk, rows: list[int]
@@ -134,6 +144,8 @@ class SlotRunner:
         put(names.INPUT_IDS, [[*(row.token for row in decode), *chunk.tokens]], np.int64)
         put(names.POSITION_IDS, [[*past, *range(chunk.start, chunk.start + length)]], np.int64)
         put(names.LOGIT_ROWS, rows, np.int64)
+        if self._stack:
+            put(names.ADAPTER_ROWS, self._stack.rows(decode, [chunk], len(decode) + length), np.float32)
         put(names.NUM_DECODE, [len(decode)], np.int64)
         put(names.DECODE_END, [max(len(decode), 1)], np.int64)
         put(names.DECODE_SEQLENS, past or [0], np.int32)

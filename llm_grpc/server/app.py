@@ -62,7 +62,7 @@ class Server:
         self._grpc = data_plane(
             self._models, self.calls, self._info(), self._health, config.max_message_bytes, (*shared, *limit)
         )
-        self._admin = admin_plane(self._load_now, config.max_message_bytes, shared)
+        self._admin = admin_plane(self._load_now, self._models, config.max_message_bytes, shared)
         self._listener: MetricsListener | None = None
         self._draining = False
         self._saying = asyncio.Lock()

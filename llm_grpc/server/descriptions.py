@@ -68,7 +68,7 @@ def _loaded(model: ServedModel, max_priority: int) -> model_pb2.Model:
             adapters=model.takes_adapters,
         ),
         provider=model.runtime.provider,
-        adapters=model.adapters,
+        adapters=[adapter.name for adapter in model.adapters.loaded],
     )
 
 

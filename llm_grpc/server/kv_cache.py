@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 
 
 def slot_tokens(manifest: Manifest, asked_bytes: int, pool_tokens: int, promised_bytes: int) -> int:
-    """Tokens that slots may hold together; the model is loaded, so that what is available now can be theirs.
+    """Tokens that slots may hold together; the model is loaded, so that what is available now can be theirs,
+    but for what adapters may take.
 
     Without an answer in ``asked_bytes`` they leave alone what was promised to other models' slots, which may
     not have touched any of it: ``promised_bytes``.
@@ -24,7 +25,8 @@ def slot_tokens(manifest: Manifest, asked_bytes: int, pool_tokens: int, promised
     Raises:
         StartupError: there is too little memory for any request.
     """
-    available_bytes = max(0, available_memory_bytes() - promised_bytes)
+    adapters = 2 * manifest.adapters.num_bytes if manifest.adapters else 0
+    available_bytes = max(0, available_memory_bytes() - promised_bytes - adapters)
     budget = kv_budget(asked_bytes, available_bytes, manifest.kv_cache.token_bytes, pool_tokens)
     _log(manifest, budget.num_bytes, f"{budget.num_tokens} tokens of {format_bytes(budget.token_bytes)}")
     return budget.num_tokens

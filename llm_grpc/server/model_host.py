@@ -8,12 +8,14 @@ import logging
 from collections.abc import Callable
 
 from llm_grpc.config import ModelSettings, ServerConfig
+from llm_grpc.engine.adapters import Adapters, store_of
 from llm_grpc.engine.async_engine import WORKER, AsyncEngine
 from llm_grpc.engine.engine import Load
 from llm_grpc.engine.scheduler import Scheduler
 from llm_grpc.engine.worker import Worker
 from llm_grpc.manifest import check_digests, load_manifest, manifest_digest
 from llm_grpc.metrics import Metrics, ModelMetrics
+from llm_grpc.server.adapters import load_at_start
 from llm_grpc.server.kv_cache import make_memory
 from llm_grpc.server.loading import WarmRunner, context_tokens_of, warm_runner
 from llm_grpc.server.runners import MakeRunner, runtime_of
@@ -115,6 +117,8 @@ class ModelHost:
         context_tokens = min(self._context_tokens, warm.num_tokens)
         tokenizer.max_prompt_tokens = context_tokens - 1
         self._engine = self._start_engine(warm, context_tokens, worker)
+        adapters = Adapters(store_of(warm.runner), self._engine.between_steps)
+        await load_at_start(adapters, model.adapters)
         max_request_tokens = context_tokens if context_tokens < self._context_tokens else None
         self.served = ServedModel(
             name=self.name,
@@ -133,6 +137,7 @@ class ModelHost:
             tokenizer=tokenizer,
             chat_template=load_chat_template(model.model, manifest),
             constraints=constraints,
+            adapters=adapters,
         )
         log.info("the model %s is loaded", self.name)
 

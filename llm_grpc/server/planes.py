@@ -60,11 +60,14 @@ def data_plane(
 
 
 def admin_plane(
-    load: Callable[[], admin_pb2.GetLoadResponse], max_message_bytes: int, interceptors: Interceptors
+    load: Callable[[], admin_pb2.GetLoadResponse],
+    models: Models,
+    max_message_bytes: int,
+    interceptors: Interceptors,
 ) -> grpc.aio.Server:
     """What operators use."""
     server = _server(max_message_bytes, interceptors)
-    admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(load), server)
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(load, models), server)
     add_reflection((ADMIN_SERVICE,), server)
     return server
 

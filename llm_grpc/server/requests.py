@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llm_grpc.config import MAX_SALT_BYTES
-from llm_grpc.errors import InvalidParameter, PromptTooLong, UnsupportedParameter
+from llm_grpc.errors import InvalidParameter, PromptTooLong
 from llm_grpc.sampling_params import SamplingParams
 from llm_grpc.server.answer_fields import answer_options, num_logprobs, num_prompt_logprobs
 from llm_grpc.server.fields import refuse_unknown_fields, token_ids, whole_in_range
@@ -15,20 +15,18 @@ from llm_grpc.server.stopping_fields import stopping_fields
 from llm_grpc.text.text_request import TextRequest
 from llm_grpc.v1 import llm_pb2
 
-_LATER = {"adapter"}
-"""Fields of the contract that are not served yet."""
-
 
 def to_text_request(request: llm_pb2.GenerateTextRequest, model: ServedModel) -> TextRequest:
     """Check all of a request, and apply the model's defaults.
 
     Raises:
+        AdapterNotFound: the model has no adapter of that name.
         InvalidParameter: a field is out of its limits, or two of them make no sense together.
         PromptTooLong: there are more prompt_token_ids than the model takes.
-        UnsupportedParameter: the request holds a field that this version does not know.
+        UnsupportedParameter: the request holds a field that this version does not know, or names an adapter
+            of a model that takes none.
     """
     refuse_unknown_fields(request)
-    _refuse_later_fields(request)
     params = _sampling_params(request, model)
     most = model.max_prompt_tokens
     return TextRequest(
@@ -37,6 +35,7 @@ def to_text_request(request: llm_pb2.GenerateTextRequest, model: ServedModel) ->
         num_sequences=num_sequences(request.sampling, params.temperature, model.max_sequences),
         options=answer_options(request.response_options),
         truncate_tokens=whole_in_range("truncate_prompt_tokens", request.truncate_prompt_tokens, 0, most),
+        adapter=model.adapters.get(request.adapter),
     )
 
 
@@ -69,12 +68,6 @@ def _prompt(request: llm_pb2.GenerateTextRequest, model: ServedModel) -> str | S
         limit = f"the limit is {model.max_prompt_tokens}"
         raise PromptTooLong("prompt_token_ids", f"has {len(ids)} tokens, and {limit}")
     return token_ids("prompt_token_ids", list(ids), model.manifest.vocabulary_size)
-
-
-def _refuse_later_fields(request: llm_pb2.GenerateTextRequest) -> None:
-    for field, _ in request.ListFields():
-        if field.name in _LATER:
-            raise UnsupportedParameter(f"{field.name}: this version does not serve it")
 
 
 def checked_salt(salt: str) -> str:

@@ -48,7 +48,7 @@ def to_response(
         response.request_id = request.request_id
         response.model = model.name
         if request.response_options.receipt:
-            response.receipt.CopyFrom(to_receipt(model, delta.seed))
+            response.receipt.CopyFrom(to_receipt(model, delta))
     return response
 
 
@@ -75,15 +75,16 @@ def to_prompt_info(info: PromptInfo) -> llm_pb2.PromptInfo:
     )
 
 
-def to_receipt(model: ServedModel, seed: int) -> llm_pb2.Receipt:
-    """What computed an answer of ``model`` with ``seed``."""
+def to_receipt(model: ServedModel, last: TextDelta) -> llm_pb2.Receipt:
+    """What computed an answer of ``model`` that ended with ``last``."""
     return llm_pb2.Receipt(
         model_digest=model.digest,
         runtime=model.runtime.version,
         provider=model.runtime.provider,
         weights=model.manifest.weights,
         lowering=model.manifest.lowering,
-        seed=seed,
+        seed=last.seed,
+        adapter_digest=last.adapter_digest,
         version=__version__,
     )
 

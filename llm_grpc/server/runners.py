@@ -87,7 +87,8 @@ def cache_bytes(engine: EngineConfig, manifest: Manifest) -> int:
         return 0
     devices = place(engine.device, manifest)
     if devices[0].kind == "cpu":
-        return int(AUTO_SHARE * max(available_memory_bytes() - manifest.weights_bytes, 0))
+        adapters = 2 * manifest.adapters.num_bytes if manifest.adapters else 0
+        return int(AUTO_SHARE * max(available_memory_bytes() - manifest.weights_bytes - adapters, 0))
     stages = range(len(manifest.graphs))
     if len(devices) == 1:
         return _gpu_bytes(engine, manifest, devices[0], stages, 1)
@@ -100,10 +101,11 @@ def _gpu_bytes(
 ) -> int:
     """The memory of whole blocks of which ``device`` has room for what ``stages`` have of them.
 
-    The last stage has the logits, of each micro-batch their own.
+    The last stage has the logits, of each micro-batch their own. Adapters count as if all were on it.
     """
     room = int(engine.gpu_memory_fraction * require_gpu(device.index).free_bytes)
     room -= sum(map(manifest.stage_bytes, stages))
+    room -= manifest.adapters.num_bytes if manifest.adapters else 0
     if len(manifest.graphs) - 1 in stages:
         room -= num_batches * _logits_bytes(engine, manifest)
     layers = manifest.kv_cache.num_layers

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import AsyncGenerator, Sequence
 
 from llm_grpc.config import MAX_BATCH_ITEMS, MAX_TOP_LOGPROBS
-from llm_grpc.errors import InvalidParameter, PromptTooLong, UnsupportedParameter
+from llm_grpc.errors import InvalidParameter, PromptTooLong
 from llm_grpc.sampling_params import SamplingParams
 from llm_grpc.server.calls import Call
 from llm_grpc.server.fields import refuse_unknown_fields, token_ids
@@ -38,8 +38,6 @@ async def scores(
 def _score_request(request: ScoreTextRequest, model: ServedModel, call: Call) -> ScoreRequest:
     """Check all of a request that needs no tokenizer."""
     refuse_unknown_fields(request)
-    if request.adapter:
-        raise UnsupportedParameter("adapter: this version does not serve it")
     if not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:
         problem = f"is {request.top_logprobs}, and must be 0 to {MAX_TOP_LOGPROBS}"
         raise InvalidParameter("top_logprobs", problem)
@@ -55,6 +53,7 @@ def _score_request(request: ScoreTextRequest, model: ServedModel, call: Call) ->
         token_text=request.token_text,
         priority=call.priority,
         cancellation=call.cancellation,
+        adapter=model.adapters.get(request.adapter),
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from llm_grpc.config import MAX_SEQUENCES, ModelConfig
+from llm_grpc.engine.adapters import Adapters
 from llm_grpc.manifest import Manifest
 from llm_grpc.text.chat_template import ChatTemplate
 from llm_grpc.text.constraints import Constraints
@@ -43,6 +44,7 @@ class ServedModel:
     tokenizer: TextTokenizer
     chat_template: ChatTemplate | None = None
     constraints: Constraints | None = None
+    adapters: Adapters = field(default_factory=Adapters)
 
     @property
     def has_chat_template(self) -> bool:
@@ -62,12 +64,7 @@ class ServedModel:
     @property
     def takes_adapters(self) -> bool:
         """Whether it was exported with room for adapters."""
-        return False
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """The names of the adapters that requests may use at this moment."""
-        return ()
+        return self.adapters.max_rank > 0
 
     @property
     def max_prompt_tokens(self) -> int:

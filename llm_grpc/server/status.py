@@ -22,6 +22,8 @@ _CODES: dict[type[errors.RequestError], grpc.StatusCode] = {
     errors.PromptTooLong: grpc.StatusCode.INVALID_ARGUMENT,
     errors.UnsupportedParameter: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ModelNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.AdapterNotFound: grpc.StatusCode.NOT_FOUND,
+    errors.AdapterExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.ModelNotReady: grpc.StatusCode.UNAVAILABLE,
     errors.Draining: grpc.StatusCode.UNAVAILABLE,

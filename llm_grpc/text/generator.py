@@ -78,6 +78,7 @@ class TextGenerator:
         Raises:
             QueueFull: as many sequences run and wait as the server admits.
             PromptTooLong: the prompt has more tokens than the model takes.
+            AdapterNotFound: the adapter was unloaded before this began.
             InvalidParameter: the prompt and what is asked for together never fit the memory of the cache;
                 or the constraint became too complex.
             EngineFailed: a run of the model failed.
@@ -117,6 +118,7 @@ class TextGenerator:
             group=admitted.group,
             first_score=1 if is_scored else None,
             priority=request.priority,
+            adapter=request.adapter,
         )
         if request.cancellation:
             events_of = until_cancelled(events_of, request.cancellation)
@@ -165,7 +167,7 @@ class TextGenerator:
 def _ended(
     request: TextRequest, delta: TextDelta, constraint: TextConstraint | None, clock: RequestClock
 ) -> TextDelta:
-    """The last delta of a sequence, with its times.
+    """The last delta of a sequence, with its times and what it was computed with.
 
     Raises:
         InvalidParameter: it is the last one because the constraint became too complex.
@@ -174,4 +176,5 @@ def _ended(
         constraint.check()
     if delta.finish_reason:
         clock.finished(delta.finish_reason)
-    return replace(delta, timing=clock.timing() if request.options.timing else None)
+    digest = request.adapter.weights.digest if request.adapter else ""
+    return replace(delta, timing=clock.timing() if request.options.timing else None, adapter_digest=digest)

@@ -9,6 +9,7 @@ from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from llm_grpc.engine.adapters import Adapter
 from llm_grpc.engine.async_engine import AsyncEngine
 from llm_grpc.engine.request import TokenEvent
 from llm_grpc.engine.step_plan import TokenScore
@@ -36,6 +37,7 @@ class ScoreRequest:
     token_text: bool = False
     priority: int = 0
     cancellation: Cancellation | None = None
+    adapter: Adapter | None = None
 
 
 class ScoredText(NamedTuple):
@@ -163,7 +165,12 @@ class TextScorer:
         self, ids: Sequence[int], first_score: int, group: int, request: ScoreRequest
     ) -> TokenEvent:
         batches = self._engine.generate(
-            ids, request.params, group=group, first_score=first_score, priority=request.priority
+            ids,
+            request.params,
+            group=group,
+            first_score=first_score,
+            priority=request.priority,
+            adapter=request.adapter,
         )
         async with aclosing(batches):
             (event,) = await anext(batches)

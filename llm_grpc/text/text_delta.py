@@ -62,6 +62,7 @@ class TextDelta:
     stop_token_id: int | None = None
     seed: int = 0
     timing: Timing | None = None
+    adapter_digest: str = ""
 
     @property
     def says_something(self) -> bool:

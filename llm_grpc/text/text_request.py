@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from llm_grpc.engine.adapters import Adapter
 from llm_grpc.engine.constraint import TokenConstraint
 from llm_grpc.sampling_params import SamplingParams
 from llm_grpc.text.cancellation import Cancellation
@@ -47,7 +48,8 @@ class TextRequest:
     ``num_sequences`` are generated, each with ``params`` but a seed of its own, the first with that of
     ``params``. At most the last ``truncate_tokens`` of the prompt are kept; 0 keeps all. Those of higher
     ``priority`` go first. ``cancellation`` ends it from outside. ``shown_tokens`` are special tokens that
-    give the text of their names; others give none.
+    give the text of their names; others give none. ``adapter`` is what the model is changed by, None for the
+    model as it is.
     """
 
     prompt: str | Sequence[int]
@@ -60,3 +62,4 @@ class TextRequest:
     adds_special_tokens: bool = True
     cancellation: Cancellation | None = None
     shown_tokens: frozenset[int] = frozenset()
+    adapter: Adapter | None = None

@@ -59,7 +59,7 @@ def do(request: pytest.FixtureRequest) -> Do:
 
 def test_generate_sends_what_was_asked_and_returns_the_message(do: Do, fake: FakeLLM, address: str) -> None:
     asked = {"max_tokens": 5, "temperature": 0.0, "top_p": 0.5, "top_k": 3, "seed": 2**64 - 1, "model": "m"}
-    asked |= {"ignore_eos": True, "tokens": True, "cache_disabled": True, "cache_salt": "s"}
+    asked |= {"ignore_eos": True, "tokens": True, "cache_disabled": True, "cache_salt": "s", "adapter": "a"}
     reply = do(address, "generate", "hello", stop=["\n", "END"], **asked)
     assert reply.generated_text == "one two"
     (request,) = fake.requests
@@ -69,7 +69,7 @@ def test_generate_sends_what_was_asked_and_returns_the_message(do: Do, fake: Fak
     assert (request.sampling.top_p, request.sampling.top_k, request.sampling.seed) == (0.5, 3, 2**64 - 1)
     assert list(request.stopping.stop_strings) == ["\n", "END"]
     assert (request.stopping.ignore_eos, request.response_options.tokens) == (True, True)
-    assert (request.cache.disabled, request.cache.salt) == (True, "s")
+    assert (request.cache.disabled, request.cache.salt, request.adapter) == (True, "s", "a")
 
 
 EVERYTHING: dict[str, Any] = {

@@ -15,12 +15,12 @@ import pytest
 from llm_grpc import __version__
 from llm_grpc.cli.extras import needs_extra
 from llm_grpc.cli.main import build_app, main
-from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
+from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig, parse_adapters
 from llm_grpc.errors import LLMGrpcError
 
 ROOT = Path(__file__).parents[2]
 FIELDS = [f.name for c in (ModelConfig, EngineConfig, ServerConfig) for f in dataclasses.fields(c)]
-COMMANDS = ["serve", "generate", "health", "export", "verify", "bench", "demo", "doctor"]
+COMMANDS = ["serve", "generate", "health", "export", "export-adapter", "verify", "bench", "demo", "doctor"]
 
 
 def settings(*flags: str) -> dict[str, Any]:
@@ -92,6 +92,7 @@ def test_each_field_is_flag_variable_and_key(
     values: dict[str, Any] = {field: 1 for field in FIELDS if field not in unsaid}
     texts = {"model_name", "default_model", "address", "host", "metrics_address", "admin_address"}
     values |= dict.fromkeys(texts - set(unsaid), "x:1")
+    values |= {"adapters": "french=/a,legal=/b/c"}
     values |= {"model": "/models/x", "device": "cuda:1", "log_level": "debug", "max_message_bytes": 2048}
     defaults = {field: getattr(ServerConfig(), field) for field in unsaid}
     expected = {**values, "model": Path("/models/x"), **defaults}
@@ -102,6 +103,14 @@ def test_each_field_is_flag_variable_and_key(
     for key, value in values.items():
         monkeypatch.setenv(f"LLM_GRPC_{key.upper()}", str(value))
     assert settings() == expected
+
+
+def test_adapters_may_be_a_mapping_in_the_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text("model_config:\n  adapters:\n    french: /a\n    legal: /b/c\n")
+    assert settings("--config", str(file))["adapters"] == "french=/a,legal=/b/c"
+    assert parse_adapters("french=/a,legal=/b/c") == {"french": Path("/a"), "legal": Path("/b/c")}
+    for wrong in ("french", "=x", "a b=/x", "a=/x,a=/y"):
+        assert "adapters" in stderr_of(capsys, "serve", f"--adapters={wrong}")
 
 
 def test_the_file_may_be_named_by_a_variable_and_use_blocks(
