@@ -7,7 +7,6 @@ raises ``pydantic.ValidationError`` naming field, value and limit.
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -16,6 +15,7 @@ from cyclopts import Parameter
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
+from llm_grpc.adapter_names import parse_adapters
 from llm_grpc.devices import CPU, parse_devices
 from llm_grpc.machine import parse_bytes
 
@@ -30,7 +30,6 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_BYTES = 256
 MAX_SALT_BYTES = 256
 MAX_NAME_CHARACTERS = 200
-ADAPTER_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
 MAX_REQUEST_ID_BYTES = 128
 MAX_PRIORITY = 100
 
@@ -65,26 +64,6 @@ def _name(text: str) -> str:
     if not text.isprintable() or len(text) > MAX_NAME_CHARACTERS:
         raise ValueError(f"should be at most {MAX_NAME_CHARACTERS} printable characters")
     return text
-
-
-def parse_adapters(text: str) -> dict[str, Path]:
-    """The directories of ``NAME=DIRECTORY,…``, by name.
-
-    Raises:
-        ValueError: it is not of that form; the message says how.
-    """
-    found: dict[str, Path] = {}
-    for entry in filter(None, text.split(",")):
-        name, _, directory = entry.partition("=")
-        if not ADAPTER_NAME.fullmatch(name) or not directory:
-            raise ValueError(
-                f"should be NAME=DIRECTORY and commas between them, not {entry!r}; a name is "
-                f"{ADAPTER_NAME.pattern}"
-            )
-        if name in found:
-            raise ValueError(f"names {name} twice")
-        found[name] = Path(directory)
-    return found
 
 
 def _adapters(text: str) -> str:

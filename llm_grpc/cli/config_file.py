@@ -36,16 +36,20 @@ def config_file(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollec
         seen.add(key)
         if key not in fields:
             raise CycloptsError(msg=f"{path}: unknown key {key}{suggestion(key, fields)}")
-        text = (
-            _flat(value) if key in MAPPINGS and isinstance(value, dict) else scalar(value, f"{path}: {key}")
-        )
+        text = one_value(key, value, f"{path}: {key}")
         if not fields[key].tokens:
             fields[key].append(Token(keyword=key, value=text, source=path))
 
 
-def _flat(entries: dict[Any, Any]) -> str:
-    """A mapping as a flag writes it."""
-    return ",".join(f"{name}={entry}" for name, entry in entries.items())
+def one_value(key: str, value: object, where: str) -> str:
+    """The value of a key as its flag has it, also that of a mapping where the key takes one.
+
+    Raises:
+        CycloptsError: it is neither; the message begins with ``where``.
+    """
+    if key in MAPPINGS and isinstance(value, dict):
+        return ",".join(f"{name}={scalar(entry, f'{where}.{name}')}" for name, entry in value.items())
+    return scalar(value, where)
 
 
 def load(path: Path) -> dict[Any, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from cyclopts import CycloptsError
 from pydantic import ValidationError
 
-from llm_grpc.cli.config_file import MODELS, kind, load, scalar, suggestion
+from llm_grpc.cli.config_file import MODELS, kind, load, one_value, suggestion
 from llm_grpc.cli.messages import problem
 from llm_grpc.config import EngineConfig, ModelConfig, ModelSettings
 
@@ -50,7 +50,7 @@ def _settings(entry: object, defaults: ModelSettings, where: str, file: Path | N
     for key in entry:
         if key not in known:
             raise CycloptsError(msg=f"{file}: unknown key {where}.{key}{suggestion(str(key), known)}")
-    values = {key: scalar(value, f"{file}: {where}.{key}") for key, value in entry.items()}
+    values = {key: one_value(key, value, f"{file}: {where}.{key}") for key, value in entry.items()}
     name = values.pop(_NAME, "")
     if not name:
         raise CycloptsError(msg=f"{file}: {where} has no name")

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from pathlib import Path
 
-from llm_grpc.config import ADAPTER_NAME, parse_adapters
+from llm_grpc.adapter_names import ADAPTER_NAME, parse_adapters
 from llm_grpc.engine.adapters import Adapter, Adapters
 from llm_grpc.errors import InvalidParameter, ManifestError, RequestError, StartupError
 from llm_grpc.v1 import admin_pb2

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from llm_grpc import __version__
+from llm_grpc.adapter_names import parse_adapters
 from llm_grpc.cli.extras import needs_extra
 from llm_grpc.cli.main import build_app, main
-from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig, parse_adapters
+from llm_grpc.config import EngineConfig, ModelConfig, ServerConfig
 from llm_grpc.errors import LLMGrpcError
 
 ROOT = Path(__file__).parents[2]

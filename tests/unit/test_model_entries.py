@@ -54,6 +54,14 @@ def test_without_a_file_or_a_list_there_is_one_model(listed: Listed) -> None:
     assert listed("max_running: 2", *settings) == (settings,)
 
 
+def test_an_entry_lists_adapters_of_its_own(listed: Listed) -> None:
+    text = "models: [{name: a, adapters: {french: /x, legal: /y}}, {name: b, adapters: 'one=/z'}, {name: c}]"
+    found = listed(text, ModelConfig(adapters="all=/w"))
+    assert [each.model.adapters for each in found] == ["french=/x,legal=/y", "one=/z", "all=/w"]
+    with pytest.raises(CycloptsError, match=r"models\[0\]\.adapters\.french must be one value"):
+        listed("models: [{name: a, adapters: {french: [x]}}]")
+
+
 def test_an_entry_inherits_what_it_does_not_say(listed: Listed) -> None:
     first, second = listed(TWO, ModelConfig(max_tokens=3, top_k=5), EngineConfig(max_waiting=9))
     assert first.model == ModelConfig(

@@ -161,7 +161,7 @@ def test_a_sequence_alone_is_of_no_group() -> None:
     engine = ManyEngine({0: encode("a")})
     answers(engine, TextRequest("the cat", SamplingParams(9)))
     [call] = engine.calls
-    assert call.asked == {"constraint": None, "group": 0, "first_score": None, "priority": 0}
+    assert call.asked == {"constraint": None, "group": 0, "first_score": None, "priority": 0, "adapter": None}
 
 
 async def test_each_sequence_takes_a_permit() -> None:
