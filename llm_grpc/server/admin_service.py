@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llm_grpc.errors import UnsupportedParameter
+from llm_grpc.server.fields import refuse_unknown_fields
 from llm_grpc.v1 import admin_pb2, admin_pb2_grpc
 
 
@@ -17,6 +18,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def GetLoad(self, request: admin_pb2.GetLoadRequest, context: Any) -> admin_pb2.GetLoadResponse:
         """The load at this moment."""
+        refuse_unknown_fields(request)
         return self._load()
 
     async def LoadAdapter(
