@@ -171,7 +171,8 @@ def _check_form(stubs: Stubs, form: Form, asked: Request) -> None:
         elif not whole.stop_string:
             form.check(text)
         if form.choices and not whole.stop_string:
-            assert any(choice.startswith(text) for choice in form.choices)
+            begun = text.rstrip("\ufffd")  # what is cut may end within a character
+            assert any(choice.startswith(begun) for choice in form.choices)
 
 
 _held = st.builds(
