@@ -102,7 +102,7 @@ class ChatMessage(_message.Message):
     role: Global___Role.ValueType
     """role is who wrote it."""
     content: _builtins.str
-    """content is its text. It may be empty where there are tool_calls."""
+    """content is its text. It may be empty, as that of a message of tool_calls alone."""
     tool_call_id: _builtins.str
     """tool_call_id is the ToolCall.id that a message of ROLE_TOOL answers."""
     name: _builtins.str

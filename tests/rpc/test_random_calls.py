@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from llm_grpc.v1 import chat_pb2, llm_pb2, llm_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
 from llm_grpc.v1.llm_pb2 import GenerateTextRequest as Request
 from tests.rpc.process import HANG_S, ServerProcess
-from tests.rpc.test_random_requests import EOS, LENGTH, PROMPTS, SETTINGS, STOP, STOPS
+from tests.rpc.test_random_requests import EOS, LAST_ALONE, LENGTH, PROMPTS, SETTINGS, STOP, STOPS
 
 CLOSE = 1e-3
 """How far apart logarithms of probabilities may be that were computed beside other tokens."""
@@ -24,8 +24,6 @@ CLOSE = 1e-3
 WORDS = ("a", "le chat", "é", "😀", '"\\', "[x]{2}", "true", "x, y", "日本")
 TEXTS = (*PROMPTS, "Hello, my name is Tom.", "Be brief.", "<|user|>")
 ROLES = (chat_pb2.ROLE_SYSTEM, chat_pb2.ROLE_USER, chat_pb2.ROLE_ASSISTANT)
-LAST_ALONE = ("usage", "request_id", "seed", "model", "timing", "receipt", "stop_string", "stop_token_id")
-"""What the last message of a sequence has, and no other."""
 
 
 class Stubs(NamedTuple):
@@ -247,7 +245,7 @@ def _joined_chat(
             assert part.HasField("receipt") == asked.response_options.receipt
             assert part.HasField("timing") == asked.response_options.timing
         else:
-            assert not {field.name for field, _ in part.ListFields()}.intersection(LAST_ALONE)
+            assert not {field.name for field, _ in part.ListFields()} & LAST_ALONE
         assert part.message.role == chat_pb2.ROLE_ASSISTANT
         choice.message.role = part.message.role
         choice.message.content += part.message.content

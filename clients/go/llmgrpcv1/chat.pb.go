@@ -155,7 +155,7 @@ type ChatMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// role is who wrote it.
 	Role Role `protobuf:"varint,1,opt,name=role,proto3,enum=llm_grpc.v1.Role" json:"role,omitempty"`
-	// content is its text. It may be empty where there are tool_calls.
+	// content is its text. It may be empty, as that of a message of tool_calls alone.
 	Content string `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
 	// tool_calls are the calls that the model asked for, in a message of ROLE_ASSISTANT.
 	ToolCalls []*ToolCall `protobuf:"bytes,3,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`
