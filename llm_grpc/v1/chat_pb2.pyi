@@ -90,7 +90,9 @@ Global___ToolChoiceMode: _TypeAlias = ToolChoiceMode  # noqa: Y015
 
 @_typing.final
 class ChatMessage(_message.Message):
-    """ChatMessage is one message of a conversation."""
+    """ChatMessage is one message of a conversation. Messages of ROLE_TOOL and ROLE_DEVELOPER, and tool_calls, that
+    the model's chat template passes over are refused with FAILED_PRECONDITION (UNSUPPORTED_PARAMETER).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

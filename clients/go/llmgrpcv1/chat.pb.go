@@ -150,7 +150,8 @@ func (ToolChoiceMode) EnumDescriptor() ([]byte, []int) {
 	return file_llm_grpc_v1_chat_proto_rawDescGZIP(), []int{1}
 }
 
-// ChatMessage is one message of a conversation.
+// ChatMessage is one message of a conversation. Messages of ROLE_TOOL and ROLE_DEVELOPER, and tool_calls, that
+// the model's chat template passes over are refused with FAILED_PRECONDITION (UNSUPPORTED_PARAMETER).
 type ChatMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// role is who wrote it.
