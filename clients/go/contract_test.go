@@ -63,6 +63,19 @@ func expect(t *testing.T, holds bool, found any) {
 	}
 }
 
+// all reads a stream to its end.
+func all[M any](t *testing.T, stream grpc.ServerStreamingClient[M]) (messages []*M) {
+	t.Helper()
+	for {
+		message, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return messages
+		}
+		check(t, err)
+		messages = append(messages, message)
+	}
+}
+
 // refused checks a status and the reason of its ErrorInfo, and returns the fields that it blames.
 func refused(t *testing.T, err error, code codes.Code, reason string) []string {
 	t.Helper()
@@ -106,6 +119,9 @@ func TestSampling(t *testing.T) {
 
 	plain, err := client.GenerateText(ctx, &llm.GenerateTextRequest{Prompt: prompt})
 	check(t, err)
+	expect(t, plain.FinishReason == llm.FinishReason_FINISH_REASON_EOS && plain.Seed == 0, plain)
+	_, isToken := plain.StopMatch.(*llm.GenerateTextResponse_StopTokenId)
+	expect(t, isToken, plain)
 	word := strings.Fields(plain.GeneratedText)[1]
 	stopped, err := client.GenerateText(ctx, &llm.GenerateTextRequest{
 		Prompt: prompt, Stopping: &llm.Stopping{StopStrings: []string{word}, IncludeStop: true},
@@ -113,6 +129,60 @@ func TestSampling(t *testing.T) {
 	check(t, err)
 	expect(t, stopped.GetStopString() == word && strings.HasSuffix(stopped.GeneratedText, word), stopped)
 	expect(t, stopped.FinishReason == llm.FinishReason_FINISH_REASON_STOP, stopped)
+}
+
+func TestTokensThatMayComeOrEnd(t *testing.T) {
+	ctx, client := service(t)
+	allowed, banned := []int32{20, 21, 22}, []int32{21}
+	answer, err := client.GenerateText(ctx, &llm.GenerateTextRequest{
+		PromptTokenIds: []int32{5, 6, 7}, MaxTokens: 9, Temperature: 1,
+		Sampling: &llm.Sampling{
+			TopP: proto.Float32(0.9), TopK: proto.Int32(2), AllowedTokenIds: allowed, BannedTokenIds: banned,
+		},
+		Stopping:        &llm.Stopping{IgnoreEos: true},
+		ResponseOptions: &llm.ResponseOptions{Tokens: true},
+	})
+	check(t, err)
+	expect(t, answer.FinishReason == llm.FinishReason_FINISH_REASON_LENGTH && answer.Seed != 0, answer)
+	expect(t, answer.Usage.PromptTokens == 3 && len(answer.Tokens) == 9, answer)
+	for _, token := range answer.Tokens {
+		expect(t, slices.Contains(allowed, token.Id) && !slices.Contains(banned, token.Id), token)
+		expect(t, token.Logprob == nil && token.Text == nil, token)
+	}
+	end := answer.Tokens[0].Id
+	answer, err = client.GenerateText(ctx, &llm.GenerateTextRequest{
+		PromptTokenIds: []int32{5, 6, 7}, Sampling: &llm.Sampling{AllowedTokenIds: []int32{end}},
+		Stopping: &llm.Stopping{StopTokenIds: []int32{end}, IgnoreEos: true},
+	})
+	check(t, err)
+	expect(t, answer.FinishReason == llm.FinishReason_FINISH_REASON_STOP, answer)
+	expect(t, answer.GetStopTokenId() == end && answer.GeneratedText == "", answer)
+	model, err := llm.NewModelServiceClient(connect(t, "LLM_GRPC_ADDRESS")).GetModel(ctx, &llm.GetModelRequest{})
+	check(t, err)
+	full := make([]int32, model.Model.Limits.MaxPromptTokens)
+	answer, err = client.GenerateText(ctx, &llm.GenerateTextRequest{PromptTokenIds: full, MaxTokens: 2})
+	check(t, err)
+	expect(t, answer.FinishReason == llm.FinishReason_FINISH_REASON_CONTEXT_LIMIT, answer)
+	_, err = client.GenerateText(ctx, &llm.GenerateTextRequest{PromptTokenIds: append(full, 0)})
+	refused(t, err, codes.InvalidArgument, "PROMPT_TOO_LONG")
+}
+
+func TestCacheAndTruncation(t *testing.T) {
+	ctx, client := service(t)
+	request := &llm.GenerateTextRequest{Prompt: prompt, MaxTokens: 1, Cache: &llm.Cache{Salt: "go"}}
+	for _, cached := range []bool{false, true} {
+		answer, err := client.GenerateText(ctx, request)
+		check(t, err)
+		expect(t, (answer.Usage.CachedTokens > 0) == cached, answer.Usage)
+	}
+	request.Cache.Disabled, request.TruncatePromptTokens = true, 3
+	request.ResponseOptions = &llm.ResponseOptions{Logprobs: true, PromptTokens: true, PromptTopLogprobs: 2}
+	answer, err := client.GenerateText(ctx, request)
+	check(t, err)
+	expect(t, answer.Usage.PromptTokens == 3 && answer.Usage.CachedTokens == 0, answer.Usage)
+	expect(t, answer.PromptInfo.TruncatedTokens > 0 && answer.PromptInfo.Text == "", answer.PromptInfo)
+	expect(t, len(answer.PromptInfo.Tokens[1].TopLogprobs) == 2, answer.PromptInfo)
+	expect(t, answer.Tokens[0].Logprob != nil && answer.Receipt == nil && answer.Timing == nil, answer)
 }
 
 func TestStreamEqualsUnary(t *testing.T) {
@@ -126,13 +196,8 @@ func TestStreamEqualsUnary(t *testing.T) {
 	stream, err := client.StreamGenerateText(ctx, request)
 	check(t, err)
 	texts := make([]string, 2)
-	for number := int32(0); ; number++ {
-		message, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		check(t, err)
-		expect(t, message.Sequence == number, message)
+	for number, message := range all(t, stream) {
+		expect(t, int(message.Sequence) == number, message)
 		texts[message.Index] += message.GeneratedText
 	}
 	for index, text := range texts {
@@ -173,6 +238,7 @@ func TestConstraints(t *testing.T) {
 		`^(yes|no)$`:           {Constraint: &llm.Constraint_Choice{Choice: &llm.Choice{Choices: []string{"yes", "no"}}}},
 		`^a+b$`:                {Constraint: &llm.Constraint_Grammar{Grammar: "start: /a{1,4}/ \"b\""}},
 		`(?s)^\{\s*"ok"\s*:.+`: {Constraint: &llm.Constraint_JsonSchema{JsonSchema: schema}},
+		`^\{`:                  {Constraint: &llm.Constraint_JsonObject{JsonObject: true}},
 	}
 	for pattern, constraint := range constraints {
 		answer, err := client.GenerateText(ctx, &llm.GenerateTextRequest{
@@ -207,15 +273,19 @@ func TestChat(t *testing.T) {
 	stream, err := client.StreamChat(ctx, request)
 	check(t, err)
 	content := ""
-	for {
-		message, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		check(t, err)
+	for _, message := range all(t, stream) {
 		content += message.Message.GetContent()
 	}
 	expect(t, content == answer.Message.Content, content)
+
+	request.Sampling = &llm.Sampling{Temperature: proto.Float32(1), Seed: proto.Uint64(5), N: proto.Int32(2)}
+	several, err := client.Chat(ctx, request)
+	check(t, err)
+	expect(t, len(several.Choices) == 2 && several.Choices[1].Seed == 6, several)
+	expect(t, several.Message.Content == several.Choices[0].Message.Content, several)
+	_, err = client.Chat(ctx, &llm.ChatRequest{Messages: []*llm.ChatMessage{{Content: prompt}}})
+	fields := refused(t, err, codes.InvalidArgument, "INVALID_PARAMETER")
+	expect(t, slices.Equal(fields, []string{"messages[0].role"}), fields)
 
 	parameters, err := structpb.NewStruct(map[string]any{"type": "object"})
 	check(t, err)
@@ -231,12 +301,7 @@ func TestBatch(t *testing.T) {
 	})
 	check(t, err)
 	texts := map[int32]string{}
-	for {
-		message, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		check(t, err)
+	for _, message := range all(t, stream) {
 		if found := message.GetStatus(); found != nil {
 			expect(t, message.Item == 1 && codes.Code(found.Code) == codes.InvalidArgument, message)
 			continue
@@ -260,6 +325,16 @@ func TestScores(t *testing.T) {
 		sum += float64(token.GetLogprob())
 	}
 	expect(t, math.Abs(sum-answer.Scores[1].Logprob) < 1e-3, answer)
+	answer, err = client.ScoreText(ctx, &llm.ScoreTextRequest{
+		PromptTokenIds: []int32{5, 6}, CandidateTokenIds: []*llm.TokenIds{{Ids: []int32{7}}, {Ids: []int32{8, 9}}},
+		TopLogprobs: 2, TokenText: true, RequestId: "scores",
+	})
+	check(t, err)
+	expect(t, answer.RequestId == "scores" && answer.Model == "embedded", answer)
+	expect(t, answer.Usage.PromptTokens == 2 && answer.Usage.CompletionTokens == 3, answer.Usage)
+	token := answer.Scores[1].Tokens[1]
+	expect(t, token.Id == 9 && len(token.Text) > 0 && token.TextOffset > 0, token)
+	expect(t, len(token.TopLogprobs) == 2 && token.TopLogprobs[0].Text != nil, token)
 }
 
 func TestTokenizer(t *testing.T) {
@@ -283,7 +358,12 @@ func TestTokenizer(t *testing.T) {
 		CountOnly: true,
 	})
 	check(t, err)
-	expect(t, count.Count > 0 && len(count.Tokens) == 0, count)
+	expect(t, count.Count > 0 && len(count.Tokens) == 0 && count.Prompt == "", count)
+	cut, err := client.Tokenize(ctx, &llm.TokenizeRequest{
+		Input: &llm.TokenizeRequest_Text{Text: prompt}, AddSpecialTokens: proto.Bool(false), TruncateTokens: 2,
+	})
+	check(t, err)
+	expect(t, cut.Count == 2 && cut.TruncatedCount > 0 && cut.Tokens[1].Id == ids[len(ids)-2], cut)
 }
 
 func TestModels(t *testing.T) {
@@ -307,9 +387,14 @@ func TestModels(t *testing.T) {
 	expect(t, model.State == llm.ModelState_MODEL_STATE_READY && !model.IsDefault, model)
 	expect(t, model.Defaults.MaxTokens == 5 && model.Defaults.PresencePenalty == 0.5, model.Defaults)
 	expect(t, model.Capabilities.ChatTemplate && !model.Capabilities.Tools, model.Capabilities)
+	expect(t, model.Limits.ContextTokens > model.Limits.MaxTokens && model.VocabularySize > 0, model)
+	load, err := llm.NewAdminServiceClient(connect(t, "LLM_GRPC_ADMIN_ADDRESS")).GetLoad(ctx, &llm.GetLoadRequest{})
+	check(t, err)
+	expect(t, load.Ready && !load.Draining && len(load.Models) == 2 && load.Models[1].Name == "second", load)
 	info, err := client.GetServerInfo(ctx, &llm.GetServerInfoRequest{})
 	check(t, err)
 	expect(t, info.DefaultModel == "embedded" && strings.HasPrefix(info.Runtime, "onnxruntime"), info)
+	expect(t, info.Version != "" && info.StartTime.AsTime().Before(time.Now()), info)
 
 	answer, err := generator.GenerateText(ctx, &llm.GenerateTextRequest{Prompt: prompt, Model: "second"})
 	check(t, err)

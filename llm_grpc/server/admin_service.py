@@ -23,6 +23,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
 
     async def GetLoad(self, request: admin_pb2.GetLoadRequest, context: Any) -> admin_pb2.GetLoadResponse:
         """The load at this moment."""
+        refuse_unknown_fields(request)
         return self._load()
 
     async def LoadAdapter(

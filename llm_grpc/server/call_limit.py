@@ -11,6 +11,9 @@ import grpc
 from llm_grpc.server.interceptors import Context, Continuation, Handler, around
 from llm_grpc.text.admission import Admission
 
+_NEVER_REFUSED = "/llm_grpc.v1.LLMService/CancelGeneration"
+"""Gives places back: it is for servers that are full."""
+
 
 class CallLimit(grpc.aio.ServerInterceptor):
     """Serves at most ``max_calls`` calls of ``services`` at once. One more is refused as admission does it.
@@ -25,10 +28,11 @@ class CallLimit(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Continuation, details: grpc.HandlerCallDetails
     ) -> Handler | None:
-        """Wrap the handler, unless it is of another service."""
+        """Wrap the handler, unless it is of another service or gives places back."""
         handler: Handler | None = await continuation(details)
         service = details.method.split("/")[1]
-        return around(handler, self._counted) if handler and service in self._services else handler
+        is_counted = service in self._services and details.method != _NEVER_REFUSED
+        return around(handler, self._counted) if handler and is_counted else handler
 
     @asynccontextmanager
     async def _counted(self, _: Any, context: Context) -> AsyncIterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import struct
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TypeVar
 
@@ -14,6 +15,8 @@ from llm_grpc.config import MAX_TOKEN_LIST
 from llm_grpc.errors import InvalidParameter, UnsupportedParameter
 
 T = TypeVar("T")
+
+_SINGLE = struct.Struct("f")
 
 _INLINE_BYTES = 16 * 1024
 """Requests up to this size are looked through in less than a few milliseconds, however small their parts."""
@@ -67,8 +70,10 @@ def copy_shared_fields(source: Message, target: Message) -> None:
 
 
 def number(value: float) -> str:
-    """A number as an error shows it."""
-    return f"{value:g}" if math.isfinite(value) else str(value)
+    """A number of a ``float`` field as an error shows it, in as many digits as tell it from others."""
+    if not math.isfinite(value) or _SINGLE.unpack(_SINGLE.pack(float(f"{value:g}")))[0] == value:
+        return f"{value:g}"
+    return f"{value:.9g}"
 
 
 def in_range(field: str, value: float, least: float, most: float) -> float:

@@ -7,14 +7,15 @@ transformers' ``apply_chat_template`` gives and makes, to the character (decisio
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError, TemplateSyntaxError, meta
 
-from llm_grpc.errors import InvalidParameter, ManifestError
+from llm_grpc.errors import InvalidParameter, ManifestError, UnsupportedParameter
 from llm_grpc.manifest import Manifest
 from llm_grpc.text.template_environment import TemplateEnvironment, operations
 from llm_grpc.text.tool_format import ToolFormat, tool_format_of
@@ -28,6 +29,9 @@ MAX_OPERATIONS = 200_000
 _INLINE_MESSAGES, _INLINE_CHARACTERS = 8, 4096
 """Larger conversations are rendered in a worker thread, so that the event loop stays free; smaller ones take
 less than the hand-over."""
+
+_RARE_ROLES = ("developer", "tool")
+"""Those that a template may leave out which asks for each role by its name."""
 
 _GIVEN = ("messages", "tools", "add_generation_prompt")
 """What a template gets from the server."""
@@ -82,13 +86,26 @@ class ChatTemplate:
         return name in _GIVEN or name in self._special_tokens or name in self._environment.globals
 
     async def prompt(self, conversation: Conversation) -> str:
-        """``render``, in a worker thread where it may take long."""
+        """``render`` of a conversation that is shown whole, in a worker thread where it may take long.
+
+        Raises:
+            InvalidParameter: as ``render`` says.
+            UnsupportedParameter: the template passes over messages of a rare role, or over tool_calls.
+        """
         messages, tools, options = conversation
         num_characters = sum(len(message["content"]) for message in messages)
         is_small = len(messages) <= _INLINE_MESSAGES and num_characters <= _INLINE_CHARACTERS
         if is_small and not tools and not options:
-            return self.render(conversation)
-        return await asyncio.to_thread(self.render, conversation)
+            return self._shown_whole(conversation)
+        return await asyncio.to_thread(self._shown_whole, conversation)
+
+    def _shown_whole(self, conversation: Conversation) -> str:
+        prompt = self.render(conversation)
+        for rest, part in _without_rare_parts(conversation.messages):
+            with suppress(InvalidParameter):  # the template asks for that part
+                if self.render(conversation._replace(messages=rest)) == prompt:
+                    raise UnsupportedParameter(f"messages: the model's chat template passes over {part}")
+        return prompt
 
     def render(self, conversation: Conversation) -> str:
         """The prompt, which ends where the model's answer begins.
@@ -119,6 +136,21 @@ class ChatTemplate:
         if not num_characters:
             raise InvalidParameter("messages", "the model's chat template makes nothing of them")
         return "".join(parts)
+
+
+def _without_rare_parts(
+    messages: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[Sequence[Mapping[str, Any]], str]]:
+    """``messages`` without a part that templates are known to pass over without a word, and what that part
+    is, for each that is there.
+    """
+    for role in _RARE_ROLES:
+        rest = [message for message in messages if message["role"] != role or not message["content"]]
+        if len(rest) < len(messages):
+            yield rest, f"messages whose role is {role}"
+    if any("tool_calls" in message for message in messages):
+        calls = "tool_calls"
+        yield [{name: message[name] for name in message if name != calls} for message in messages], calls
 
 
 class _TooLong(TemplateError):

@@ -90,7 +90,9 @@ Global___ToolChoiceMode: _TypeAlias = ToolChoiceMode  # noqa: Y015
 
 @_typing.final
 class ChatMessage(_message.Message):
-    """ChatMessage is one message of a conversation."""
+    """ChatMessage is one message of a conversation. Messages of ROLE_TOOL and ROLE_DEVELOPER, and tool_calls, that
+    the model's chat template passes over are refused with FAILED_PRECONDITION (UNSUPPORTED_PARAMETER).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -102,7 +104,7 @@ class ChatMessage(_message.Message):
     role: Global___Role.ValueType
     """role is who wrote it."""
     content: _builtins.str
-    """content is its text. It may be empty where there are tool_calls."""
+    """content is its text. It may be empty, as that of a message of tool_calls alone."""
     tool_call_id: _builtins.str
     """tool_call_id is the ToolCall.id that a message of ROLE_TOOL answers."""
     name: _builtins.str

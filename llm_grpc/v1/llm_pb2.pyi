@@ -536,7 +536,7 @@ class Choice(_message.Message):
     CHOICES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def choices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """choices are the texts, at least one, none empty."""
+        """choices are the texts, at least one, none empty. Their bytes are counted as those of a JSON list."""
 
     def __init__(
         self,
@@ -842,8 +842,8 @@ class PromptInfo(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     TRUNCATED_TOKENS_FIELD_NUMBER: _builtins.int
     text: _builtins.str
-    """text is the prompt as the model saw it, with response_options.echo: what is left of it after
-    truncation, without special tokens; for Chat what the template made of the conversation.
+    """text is the prompt as the model saw it, with response_options.echo: what is left after truncation of the
+    prompt, or of what the template made of the conversation, without special tokens.
     """
     truncated_tokens: _builtins.int
     """truncated_tokens counts the tokens that truncate_prompt_tokens took away."""
@@ -1359,7 +1359,7 @@ class ScoreTextRequest(_message.Message):
     CACHE_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     """prompt is the text before the candidates. A request has either a prompt or prompt_token_ids; neither of
-    them is for models whose tokenizer begins every text with a token, and means that token alone.
+    them is for models whose tokenizer adds special tokens to every text, and means these alone.
     """
     model: _builtins.str
     """model names the model to use. Empty means the server's default model."""

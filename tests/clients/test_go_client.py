@@ -65,7 +65,7 @@ def test_go_speaks_the_contract(program: Path, server: ServerProcess) -> None:
         timeout=HANG_S,
     )
     assert done.returncode == 0, done.stdout
-    assert len(re.findall("--- PASS: ", done.stdout)) == 12
+    assert len(re.findall("--- PASS: ", done.stdout)) == 14
     assert "--- SKIP" not in done.stdout
 
 

@@ -49,6 +49,8 @@ BAD_FIELDS: list[tuple[Request, str, str]] = [
     (Request(prompt="a", max_tokens=-1), "max_tokens", f"is -1, and must be 0 to {LIMIT}"),
     (Request(prompt="a", max_tokens=2**31 - 1), "max_tokens", f"is 2147483647, and must be 0 to {LIMIT}"),
     (Request(prompt="a", temperature=-0.5), "temperature", "is -0.5, and must be 0 to 2"),
+    (Request(prompt="a", temperature=2.0000002), "temperature", "is 2.00000024, and must be 0 to 2"),
+    (Request(prompt="a", temperature=2.01), "temperature", "is 2.01, and must be 0 to 2"),
     (Request(prompt="a", temperature=math.nan), "temperature", "is nan, and must be 0 to 2"),
     (Request(prompt="a", temperature=math.inf), "temperature", "is inf, and must be 0 to 2"),
     (Request(prompt="a", temperature=1e30), "temperature", "is 1e+30, and must be 0 to 2"),

@@ -20,6 +20,7 @@ from llm_grpc.v1 import chat_pb2, llm_pb2, llm_pb2_grpc, model_pb2, model_pb2_gr
 from llm_grpc.v1 import tokenizer_pb2_grpc as tokenizer_grpc
 from llm_grpc.v1.chat_pb2 import (
     ROLE_ASSISTANT,
+    ROLE_DEVELOPER,
     ROLE_SYSTEM,
     ROLE_TOOL,
     ROLE_USER,
@@ -394,6 +395,19 @@ async def test_a_template_without_tools_takes_none(
         assert await unsupported(stub, ChatRequest(messages=[USER], tools=[WEATHER])) == says
         answer = await stub.Chat(ChatRequest(messages=[USER], max_tokens=1), timeout=30)
         assert answer.finish_reason == llm_pb2.FINISH_REASON_LENGTH
+
+
+def test_the_embedded_model_is_never_left_without_a_message(channel: grpc.Channel) -> None:
+    """Its template knows neither tools nor developers."""
+    stub = llm_pb2_grpc.LLMServiceStub(channel)
+    for rare in (
+        ChatMessage(role=ROLE_DEVELOPER, content="Be brief."),
+        ChatMessage(role=ROLE_TOOL, content="rain"),
+        assistant(name="weather", arguments="{}"),
+    ):
+        with pytest.raises(grpc.RpcError, match="messages: the model's chat template passes over") as error:
+            stub.Chat(ChatRequest(messages=[rare, USER]), timeout=30)
+        assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 async def test_a_field_of_another_version_is_refused(says: Any) -> None:

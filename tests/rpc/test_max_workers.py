@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from llm_grpc.original import llm_service_pb2, llm_service_pb2_grpc
-from llm_grpc.v1 import admin_pb2, admin_pb2_grpc, llm_pb2_grpc, model_pb2, model_pb2_grpc
+from llm_grpc.v1 import admin_pb2, admin_pb2_grpc, llm_pb2, llm_pb2_grpc, model_pb2, model_pb2_grpc
 from llm_grpc.v1.llm_pb2 import GenerateTextRequest as Request
 from tests.rpc.conftest import Serve, until
 from tests.rpc.test_health import SERVING, check
@@ -79,3 +79,16 @@ async def test_a_call_gives_its_place_back_however_it_ends(serve: Serve) -> None
                     break
                 except grpc.aio.AioRpcError as error_value:  # the server has not heard of the cancel yet
                     check_refusal(error_value)
+
+
+async def test_a_full_server_lets_its_callers_cancel(serve: Serve) -> None:
+    runner = ScriptedRunner()
+    async with serve(runner, server={"max_workers": 1}) as (_, channel):
+        runner.gate()
+        stub = llm_pb2_grpc.LLMServiceStub(channel)
+        asked = Request(prompt="go", max_tokens=8, request_id="long")
+        unary = asyncio.ensure_future(stub.GenerateText(asked, timeout=HANG_S))
+        await runner.at_run()
+        request = llm_pb2.CancelGenerationRequest(request_id="long")
+        assert (await stub.CancelGeneration(request, timeout=HANG_S)).num_cancelled == 1
+        assert (await unary).finish_reason == llm_pb2.FINISH_REASON_CANCELLED

@@ -24,6 +24,11 @@ EOS, STOP, LENGTH, CONTEXT = (
 PROMPTS = ("Translate to French: the black cat", "a", "Summarise: é😀 日本", " \n\t", "x" * 60)
 STOPS = ("e", " ", "le ", "\n", "chat", "é", "😀")
 
+LAST_ALONE = {
+    "usage", "request_id", "seed", "model", "timing", "receipt", "stop_string", "stop_token_id",
+}  # fmt: skip
+"""What the last message of a sequence has, and no other."""
+
 _shares = st.floats(0.0625, 1, width=32)
 _penalties = st.floats(-2, 2, width=32)
 _ids = st.integers(0, 500)
@@ -109,6 +114,8 @@ def _joined(messages: list[Response]) -> list[Response]:
         assert message.sequence == number
         whole = sequences.setdefault(message.index, Response())
         assert not whole.finish_reason, "a message after the last one"
+        assert message.finish_reason or not {field.name for field, _ in message.ListFields()} & LAST_ALONE
+        assert not message.HasField("prompt_info") or (number, message.index) == (0, 0)
         text = whole.generated_text + message.generated_text
         whole.MergeFrom(message)
         whole.generated_text = text
@@ -154,6 +161,9 @@ def _check_sequence(request: Request, sequence: Response | llm_pb2.GeneratedSequ
     if sequence.stop_string:
         assert sequence.stop_string in stopping.stop_strings
         assert text.endswith(sequence.stop_string) or not stopping.include_stop
+    for stop in stopping.stop_strings if not stopping.min_tokens else ():
+        at = text.find(stop)
+        assert at < 0 or (stopping.include_stop and sequence.stop_string and at + len(stop) == len(text))
     assert not set(ids) & set(sampling.banned_token_ids)
     if sampling.allowed_token_ids and stopping.ignore_eos:
         assert set(ids) <= set(sampling.allowed_token_ids)

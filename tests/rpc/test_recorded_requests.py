@@ -15,6 +15,9 @@ from tests.rpc.recorded import SERVICES, Recorded, messages_of, recorded
 
 RECORDED = recorded()
 
+FIELD_100 = b"\xa0\x06\x01"
+LATER = "request.100: this version knows no such field"
+
 REFUSALS = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT)
 
 Call: TypeAlias = "grpc.UnaryStreamMultiCallable[bytes, Message]"
@@ -62,3 +65,23 @@ def test_it_is_served(embedded: ServerProcess, request_: Recorded) -> None:
         answers = list(call(request_.data, timeout=HANG_S))
     assert answers
     assert any(answer.ByteSize() for answer in answers) or request_.method == "LLMService/CancelGeneration"
+
+
+@pytest.mark.parametrize("request_", {each.method: each for each in reversed(RECORDED)}.values(), ids=str)
+def test_a_field_of_a_later_version_is_refused(embedded: ServerProcess, request_: Recorded) -> None:
+    """By every method, beside what it serves."""
+    with embedded.channel() as channel:
+        assert _refusal(channel, request_.path, request_.data + FIELD_100) == LATER
+
+
+def test_the_operators_plane_refuses_it_too(embedded: ServerProcess) -> None:
+    with grpc.insecure_channel(embedded.admin_address) as channel:
+        assert _refusal(channel, "/llm_grpc.v1.AdminService/GetLoad", FIELD_100) == LATER
+
+
+def _refusal(channel: grpc.Channel, path: str, data: bytes) -> str | None:
+    call: grpc.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(path)
+    with pytest.raises(grpc.RpcError) as refused:
+        list(call(data, timeout=HANG_S))
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    return refused.value.details()

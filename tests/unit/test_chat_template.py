@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llm_grpc.errors import InvalidParameter, ManifestError
+from llm_grpc.errors import InvalidParameter, ManifestError, UnsupportedParameter
 from llm_grpc.text.chat_template import ChatTemplate, Conversation
 
 USER: Mapping[str, Any] = {"role": "user", "content": "hi"}
@@ -135,3 +135,30 @@ async def test_renderings_at_the_same_time_count_for_themselves() -> None:
     template = ChatTemplate(source, {}, max_operations=1000)
     asked = [template.prompt(Conversation([USER], None, {"n": 900})) for _ in range(30)]
     assert await asyncio.gather(*asked) == ["x"] * 30
+
+
+@pytest.mark.parametrize(
+    ("rare", "part"),
+    [
+        ({"role": "tool", "content": "rain"}, "messages whose role is tool"),
+        ({"role": "developer", "content": "be brief"}, "messages whose role is developer"),
+        ({"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}, "tool_calls"),
+    ],
+)
+async def test_what_a_template_passes_over_is_refused(rare: dict[str, Any], part: str) -> None:
+    known = (
+        "{% for m in messages %}{% if m.role in ('user', 'assistant') %}{{ m.role + m.content }}{% endif %}"
+    )
+    conversation = Conversation([{"role": "user", "content": "a"}, rare, {"role": "user", "content": "b"}])
+    with pytest.raises(
+        UnsupportedParameter, match=f"^messages: the model's chat template passes over {part}$"
+    ):
+        await ChatTemplate(known + "{% endfor %}", {}).prompt(conversation)
+    shown = await ChatTemplate("{{ messages }}", {}).prompt(conversation)
+    assert str(rare) in shown
+
+
+async def test_a_template_that_asks_for_a_role_shows_it() -> None:
+    strict = "{% if not messages[-1].role == 'tool' %}{{ raise_exception('no') }}{% endif %}answered"
+    messages = [{"role": "user", "content": "a"}, {"role": "tool", "content": "rain"}]
+    assert await ChatTemplate(strict, {}).prompt(Conversation(messages)) == "answered"

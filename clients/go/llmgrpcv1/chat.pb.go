@@ -150,12 +150,13 @@ func (ToolChoiceMode) EnumDescriptor() ([]byte, []int) {
 	return file_llm_grpc_v1_chat_proto_rawDescGZIP(), []int{1}
 }
 
-// ChatMessage is one message of a conversation.
+// ChatMessage is one message of a conversation. Messages of ROLE_TOOL and ROLE_DEVELOPER, and tool_calls, that
+// the model's chat template passes over are refused with FAILED_PRECONDITION (UNSUPPORTED_PARAMETER).
 type ChatMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// role is who wrote it.
 	Role Role `protobuf:"varint,1,opt,name=role,proto3,enum=llm_grpc.v1.Role" json:"role,omitempty"`
-	// content is its text. It may be empty where there are tool_calls.
+	// content is its text. It may be empty, as that of a message of tool_calls alone.
 	Content string `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
 	// tool_calls are the calls that the model asked for, in a message of ROLE_ASSISTANT.
 	ToolCalls []*ToolCall `protobuf:"bytes,3,rep,name=tool_calls,json=toolCalls,proto3" json:"tool_calls,omitempty"`

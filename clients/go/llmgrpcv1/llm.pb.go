@@ -821,7 +821,7 @@ func (*Constraint_Choice) isConstraint_Constraint() {}
 // Choice is a list of texts.
 type Choice struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// choices are the texts, at least one, none empty.
+	// choices are the texts, at least one, none empty. Their bytes are counted as those of a JSON list.
 	Choices       []string `protobuf:"bytes,1,rep,name=choices,proto3" json:"choices,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1439,8 +1439,8 @@ func (x *TopLogprob) GetText() []byte {
 // PromptInfo is about the prompt.
 type PromptInfo struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// text is the prompt as the model saw it, with response_options.echo: what is left of it after
-	// truncation, without special tokens; for Chat what the template made of the conversation.
+	// text is the prompt as the model saw it, with response_options.echo: what is left after truncation of the
+	// prompt, or of what the template made of the conversation, without special tokens.
 	Text string `protobuf:"bytes,1,opt,name=text,proto3" json:"text,omitempty"`
 	// tokens are the prompt's tokens, special ones included, with prompt_tokens or prompt_logprobs.
 	Tokens []*Token `protobuf:"bytes,2,rep,name=tokens,proto3" json:"tokens,omitempty"`
@@ -2490,7 +2490,7 @@ func (x *Status) GetDetails() []*anypb.Any {
 type ScoreTextRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// prompt is the text before the candidates. A request has either a prompt or prompt_token_ids; neither of
-	// them is for models whose tokenizer begins every text with a token, and means that token alone.
+	// them is for models whose tokenizer adds special tokens to every text, and means these alone.
 	Prompt string `protobuf:"bytes,1,opt,name=prompt,proto3" json:"prompt,omitempty"`
 	// candidates are the texts to score, none empty, at most Model.limits.max_batch_items. Each is tokenized
 	// by itself, without special tokens, and follows the prompt's tokens; with them it must fit
