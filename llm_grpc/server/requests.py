@@ -15,9 +15,6 @@ from llm_grpc.server.stopping_fields import stopping_fields
 from llm_grpc.text.text_request import TextRequest
 from llm_grpc.v1 import llm_pb2
 
-_LATER = {"adapter"}
-"""Fields of the contract that are not served yet."""
-
 
 def to_text_request(request: llm_pb2.GenerateTextRequest, model: ServedModel) -> TextRequest:
     """Check all of a request, and apply the model's defaults.
@@ -28,7 +25,7 @@ def to_text_request(request: llm_pb2.GenerateTextRequest, model: ServedModel) ->
         UnsupportedParameter: the request holds a field that this version does not know.
     """
     refuse_unknown_fields(request)
-    _refuse_later_fields(request)
+    refuse_adapter(request.adapter)
     params = _sampling_params(request, model)
     most = model.max_prompt_tokens
     return TextRequest(
@@ -57,24 +54,39 @@ def _sampling_params(request: llm_pb2.GenerateTextRequest, model: ServedModel) -
 
 
 def _prompt(request: llm_pb2.GenerateTextRequest, model: ServedModel) -> str | Sequence[int]:
-    """The prompt as a text, or as ids of which those that are kept are known to fit the model."""
+    """The prompt, of which those tokens that are kept are known to fit the model where it is ids."""
+    if not (request.prompt or request.prompt_token_ids):
+        raise InvalidParameter("prompt", "must not be empty where there are no prompt_token_ids")
+    return text_or_ids(request, model, is_cut=request.truncate_prompt_tokens > 0)
+
+
+def text_or_ids(
+    request: llm_pb2.GenerateTextRequest | llm_pb2.ScoreTextRequest,
+    model: ServedModel,
+    *,
+    is_cut: bool = False,
+) -> str | Sequence[int]:
+    """The prompt: a text, which may be empty, or ids, which the model takes all unless the prompt ``is_cut``.
+
+    Raises:
+        InvalidParameter: there are both, or an id is not of the vocabulary.
+        PromptTooLong: there are more ids than the model takes.
+    """
     ids = request.prompt_token_ids
     if not ids:
-        if not request.prompt:
-            raise InvalidParameter("prompt", "must not be empty where there are no prompt_token_ids")
         return request.prompt
     if request.prompt:
         raise InvalidParameter("prompt_token_ids", "must be empty where there is a prompt")
-    if len(ids) > model.max_prompt_tokens and not request.truncate_prompt_tokens:
+    if len(ids) > model.max_prompt_tokens and not is_cut:
         limit = f"the limit is {model.max_prompt_tokens}"
         raise PromptTooLong("prompt_token_ids", f"has {len(ids)} tokens, and {limit}")
     return token_ids("prompt_token_ids", list(ids), model.manifest.vocabulary_size)
 
 
-def _refuse_later_fields(request: llm_pb2.GenerateTextRequest) -> None:
-    for field, _ in request.ListFields():
-        if field.name in _LATER:
-            raise UnsupportedParameter(f"{field.name}: this version does not serve it")
+def refuse_adapter(name: str) -> None:
+    """Raise UnsupportedParameter where a request names an adapter."""
+    if name:
+        raise UnsupportedParameter("adapter: this version does not serve it")
 
 
 def checked_salt(salt: str) -> str:

@@ -353,4 +353,4 @@ async def test_a_model_tells_its_defaults_and_what_it_can(scripted_model: Path) 
     )
     assert (model.state, model.is_default) == (READY, True)
     assert model.provider == "CPUExecutionProvider"
-    assert model.capabilities == model_pb2.Capabilities()
+    assert model.capabilities == model_pb2.Capabilities(constraints=True)
