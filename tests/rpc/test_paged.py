@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,46 @@ async def test_texts_are_those_of_slots_though_requests_give_way(serve: Serve, p
     assert samples.value("llm_grpc_preemptions_total") > 0
     assert samples.value("llm_grpc_generation_tokens_total") == 3 * 30 * len(PROMPTS)
     assert samples.value("llm_grpc_prefix_cache_hits_total") % BLOCK_SIZE == 0
+    assert samples.value(UTILIZATION) == 0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"constraint": llm_pb2.Constraint(regex="([A-R][!-/]){15}")},
+        {"response_options": llm_pb2.ResponseOptions(top_logprobs=2, token_text=True)},
+        {"response_options": llm_pb2.ResponseOptions(prompt_top_logprobs=2, logprobs=True, echo=True)},
+        {
+            "stopping": llm_pb2.Stopping(
+                min_tokens=27, stop_strings=["A", "B", "C", "D", "E"], include_stop=True
+            )
+        },
+    ],
+    ids=["form", "logprobs", "prompt", "stops"],
+)
+async def test_requests_that_give_way_go_on_where_they_were(
+    serve: Serve, paged_model: Path, fields: dict[str, Any]
+) -> None:
+    """Forms, scores and stops are said and told as if nobody had given way."""
+
+    async def answers(stub: llm_pb2_grpc.LLMServiceAsyncStub) -> list[bytes]:
+        asked = [llm_pb2.GenerateTextRequest(prompt=prompt, max_tokens=30, **fields) for prompt in PROMPTS]
+        found = await asyncio.gather(*(stub.GenerateText(each, timeout=HANG_S) for each in asked))
+        for each in found:
+            each.usage.ClearField("cached_tokens")  # what others left is another matter
+        return [each.SerializeToString(deterministic=True) for each in found]
+
+    async with serve(ScriptedRunner()) as (_, channel):
+        expected = await answers(llm_pb2_grpc.LLMServiceStub(channel))
+    runner = ScriptedPagedRunner(6, BLOCK_SIZE)
+    async with serve(runner, engine=memory(6), server=ON, model=paged_model) as (server, channel):
+        runner.gate()
+        found = asyncio.ensure_future(answers(llm_pb2_grpc.LLMServiceStub(channel)))
+        await until(lambda: server.admission.held == len(PROMPTS))
+        runner.open()
+        assert await found == expected
+        samples = await scrape(server.metrics_address)
+    assert samples.value("llm_grpc_preemptions_total") > 0
     assert samples.value(UTILIZATION) == 0
 
 
