@@ -9,7 +9,7 @@ from llm_grpc.config import MAX_BATCH_ITEMS, MAX_TOP_LOGPROBS
 from llm_grpc.errors import InvalidParameter
 from llm_grpc.sampling_params import SamplingParams
 from llm_grpc.server.calls import Call
-from llm_grpc.server.fields import refuse_unknown_fields, token_ids, whole_in_range
+from llm_grpc.server.fields import beside_if_large, refuse_unknown_fields, token_ids, whole_in_range
 from llm_grpc.server.models import Models
 from llm_grpc.server.requests import checked_salt, refuse_adapter, text_or_ids
 from llm_grpc.server.responses import to_tokens
@@ -23,7 +23,7 @@ async def scores(
 ) -> AsyncGenerator[ScoreTextResponse, None]:
     """The one answer of ScoreText."""
     model = models.get(request.model)
-    asked = _score_request(request, model, call)
+    asked = await beside_if_large(request, lambda: _score_request(request, model, call))
     found = await model.scorer.score(asked)
     response = ScoreTextResponse(request_id=call.request_id, model=model.name)
     response.usage.prompt_tokens = found.prompt_tokens

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llm_grpc.server.app import Server
 from llm_grpc.v1 import llm_pb2, llm_pb2_grpc, model_pb2, model_pb2_grpc
 from tests.rpc.conftest import Serve, until
 from tests.rpc.models import CONTEXT_TOKENS, write_model_dir
@@ -33,6 +34,13 @@ def memory(num_blocks: int) -> dict[str, int]:
     return {"kv_cache_memory": num_blocks * BLOCK_SIZE * TOKEN_BYTES + 1}
 
 
+async def is_idle(server: Server) -> None:
+    """Wait until the engine has told its load: the last answer goes out before that."""
+    engine = server._hosts[0]._engine
+    assert engine
+    await until(lambda: engine.load.num_running == 0)
+
+
 async def texts(stub: llm_pb2_grpc.LLMServiceAsyncStub) -> list[str]:
     asked = [llm_pb2.GenerateTextRequest(prompt=prompt, max_tokens=30) for prompt in PROMPTS]
     answers = await asyncio.gather(*(stub.GenerateText(each, timeout=HANG_S) for each in asked))
@@ -51,6 +59,7 @@ async def test_texts_are_those_of_slots_though_requests_give_way(serve: Serve, p
             await until(lambda: server.admission.held == len(PROMPTS))
             runner.open()
             assert await found == expected
+        await is_idle(server)
         samples = await scrape(server.metrics_address)
     assert samples.value("llm_grpc_preemptions_total") > 0
     assert samples.value("llm_grpc_generation_tokens_total") == 3 * 30 * len(PROMPTS)
@@ -93,6 +102,7 @@ async def test_requests_that_give_way_go_on_where_they_were(
         await until(lambda: server.admission.held == len(PROMPTS))
         runner.open()
         assert await found == expected
+        await is_idle(server)
         samples = await scrape(server.metrics_address)
     assert samples.value("llm_grpc_preemptions_total") > 0
     assert samples.value(UTILIZATION) == 0
