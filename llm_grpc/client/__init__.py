@@ -1,6 +1,6 @@
 """The Python client: ``from llm_grpc.client import Client, AsyncClient``."""
 
-from llm_grpc.client.async_client import AsyncChatStream, AsyncClient, AsyncTextStream
+from llm_grpc.client.async_client import AsyncClient
 from llm_grpc.client.batches import BatchResult
 from llm_grpc.client.errors import (
     DeadlineExceeded,
@@ -10,7 +10,8 @@ from llm_grpc.client.errors import (
     Unavailable,
 )
 from llm_grpc.client.requests import generate_request
-from llm_grpc.client.sync_client import ChatStream, Client, TextStream
+from llm_grpc.client.streams import AsyncChatStream, AsyncTextStream, ChatStream, TextStream
+from llm_grpc.client.sync_client import Client
 
 __all__ = [
     "Client",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Self, Unpack
 
 import grpc
 
@@ -30,6 +30,7 @@ from llm_grpc.client.health import LLM_SERVICE, HealthStatus, health_check, heal
 from llm_grpc.client.options import GenerateOptions, Prompt
 from llm_grpc.client.requests import generate_request
 from llm_grpc.client.scoring import ScoreOptions, score_request
+from llm_grpc.client.streams import AsyncChatStream, AsyncTextStream
 from llm_grpc.v1 import llm_pb2, llm_pb2_grpc, model_pb2, model_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
 
 
@@ -196,47 +197,3 @@ class AsyncClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-
-M_co = TypeVar("M_co", covariant=True)
-
-
-class _AsyncStream(AsyncIterator[M_co]):
-    """The messages of one stream. Closing it, leaving its ``async with`` or dropping it cancels the call."""
-
-    def __init__(self, call: grpc.aio.UnaryStreamCall[Any, M_co]) -> None:
-        self._call = call
-        self._messages = aiter(call)
-        self._closed = False
-
-    async def __anext__(self) -> M_co:
-        if self._closed:
-            raise StopAsyncIteration
-        with translated():
-            return await anext(self._messages)
-
-    def close(self) -> None:
-        """Cancel the call unless it has ended; the iteration ends."""
-        self._closed = True
-        self._call.cancel()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self._call.cancel()
-
-
-class AsyncTextStream(_AsyncStream[llm_pb2.GenerateTextResponse]):
-    """The messages of ``AsyncClient.stream``. Closing it, leaving its ``async with`` or dropping it cancels
-    the call.
-    """
-
-
-class AsyncChatStream(_AsyncStream[llm_pb2.ChatResponse]):
-    """The messages of ``AsyncClient.stream_chat``; it ends as an ``AsyncTextStream`` does."""

@@ -10,7 +10,7 @@ from google.protobuf.message import Message as ProtoMessage
 from google.protobuf.struct_pb2 import Struct
 
 from llm_grpc.client.options import GenerateOptions
-from llm_grpc.client.requests import extend_field, generate_request, set_field
+from llm_grpc.client.requests import extend_field, generate_request, refuse_unknown_options, set_field
 from llm_grpc.v1 import chat_pb2, llm_pb2, tokenizer_pb2
 
 
@@ -74,8 +74,7 @@ def chat_request(messages: Sequence[Message], options: ChatOptions) -> llm_pb2.C
         TypeError: a value is of another type, or an option is unknown.
     """
     rest: Any = {name: value for name, value in options.items() if name in GenerateOptions.__annotations__}
-    if unknown := options.keys() - ChatOptions.__annotations__.keys():
-        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    refuse_unknown_options(options, ChatOptions)
     request = llm_pb2.ChatRequest()
     for field, value in generate_request("", rest).ListFields():
         if field.name not in request.DESCRIPTOR.fields_by_name:
@@ -116,14 +115,12 @@ def tokenize_request(
     text: str | Sequence[Message], options: TokenizeOptions
 ) -> tokenizer_pb2.TokenizeRequest:
     """Build a request of a text or of a conversation; errors are those of ``chat_request``."""
-    if unknown := options.keys() - TokenizeOptions.__annotations__.keys():
-        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    refuse_unknown_options(options, TokenizeOptions)
     tools, template_options = options.get("tools", ()), options.get("template_options")
     request = tokenizer_pb2.TokenizeRequest()
-    set_field(request, "add_special_tokens", options.get("add_special_tokens"))
-    set_field(request, "truncate_tokens", options.get("truncate_tokens"))
-    set_field(request, "count_only", options.get("count_only"))
-    set_field(request, "model", options.get("model"))
+    given: dict[str, Any] = {**options}
+    for field in ("add_special_tokens", "truncate_tokens", "count_only", "model"):
+        set_field(request, field, given.get(field))
     if not isinstance(text, str):
         request.chat.SetInParent()
         _fill(request.chat, text, tools, template_options)

@@ -52,14 +52,9 @@ def generate_request(prompt: Prompt, options: GenerateOptions) -> llm_pb2.Genera
         TypeError: a value is of another type than its option, or there is no such option.
     """
     given: dict[str, Any] = {**options}
-    unknown = given.keys() - GenerateOptions.__optional_keys__
-    if unknown:
-        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    refuse_unknown_options(options, GenerateOptions)
     request = llm_pb2.GenerateTextRequest()
-    if isinstance(prompt, str):
-        set_field(request, "prompt", prompt)
-    else:
-        extend_field(request, "prompt_token_ids", prompt)
+    set_prompt(request, prompt)
     for name in _OPTIONAL:
         set_field(request.sampling, name, given.get(name))
     if bias := given.get("logit_bias"):
@@ -110,6 +105,20 @@ def _sequence(option: str, values: Any) -> Any:
     if isinstance(values, str | bytes):
         raise TypeError(f"{option} is a sequence, and {values!r} is one text")
     return values
+
+
+def refuse_unknown_options(options: Mapping[str, Any], kind: type) -> None:
+    """Raise TypeError where an option is none of the TypedDict ``kind``."""
+    if unknown := options.keys() - kind.__annotations__.keys():
+        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+
+
+def set_prompt(request: Message, prompt: Prompt) -> None:
+    """Set the prompt, a text or ids. Bytes are UTF-8, not ids."""
+    if isinstance(prompt, str | bytes):
+        set_field(request, "prompt", prompt)
+    else:
+        extend_field(request, "prompt_token_ids", prompt)
 
 
 def extend_field(message: Message, field: str, values: Sequence[int | str | bytes]) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from llm_grpc.client.options import Prompt
-from llm_grpc.client.requests import extend_field, set_field
+from llm_grpc.client.requests import extend_field, refuse_unknown_options, set_field, set_prompt
 from llm_grpc.v1 import llm_pb2
 
 
@@ -47,15 +47,11 @@ def score_request(
         ValueError: a value does not fit its field on the wire; the message names the field.
         TypeError: a value is of another type, an option is unknown, or candidates are of two kinds.
     """
-    if unknown := options.keys() - ScoreOptions.__annotations__.keys():
-        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    refuse_unknown_options(options, ScoreOptions)
     if isinstance(candidates, str | bytes):
         raise TypeError("candidates are a sequence of texts, not one text")
     request = llm_pb2.ScoreTextRequest()
-    if isinstance(prompt, str | bytes):  # bytes are UTF-8, not ids
-        set_field(request, "prompt", prompt)
-    else:
-        extend_field(request, "prompt_token_ids", prompt)
+    set_prompt(request, prompt)
     for candidate in candidates:
         if isinstance(candidate, str | bytes) is not isinstance(candidates[0], str | bytes):
             raise TypeError("candidates are all texts, or all ids")
@@ -63,12 +59,9 @@ def score_request(
             extend_field(request, "candidates", (candidate,))
         else:
             extend_field(request.candidate_token_ids.add(), "ids", candidate)
-    set_field(request, "top_logprobs", options.get("top_logprobs"))
-    set_field(request, "token_text", options.get("token_text"))
-    set_field(request, "model", options.get("model"))
-    set_field(request, "adapter", options.get("adapter"))
-    set_field(request, "request_id", options.get("request_id"))
-    set_field(request, "priority", options.get("priority"))
+    given: dict[str, Any] = {**options}
+    for field in ("top_logprobs", "token_text", "model", "adapter", "request_id", "priority"):
+        set_field(request, field, given.get(field))
     set_field(request.cache, "disabled", options.get("cache_disabled") or None)
     set_field(request.cache, "salt", options.get("cache_salt") or None)
     return request

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Protocol, Self, TypeVar, Unpack
+from typing import Self, Unpack
 
 import grpc
 
@@ -30,6 +30,7 @@ from llm_grpc.client.health import LLM_SERVICE, HealthStatus, health_check, heal
 from llm_grpc.client.options import GenerateOptions, Prompt
 from llm_grpc.client.requests import generate_request
 from llm_grpc.client.scoring import ScoreOptions, score_request
+from llm_grpc.client.streams import ChatStream, TextStream
 from llm_grpc.v1 import llm_pb2, llm_pb2_grpc, model_pb2, model_pb2_grpc, tokenizer_pb2, tokenizer_pb2_grpc
 
 
@@ -199,52 +200,3 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-M_co = TypeVar("M_co", covariant=True)
-
-
-class _Call(Protocol[M_co]):
-    """What a blocking stream needs of gRPC's call."""
-
-    def __next__(self) -> M_co: ...
-
-    def cancel(self) -> object: ...
-
-
-class _Stream(Iterator[M_co]):
-    """The messages of one stream. Closing it, leaving its ``with`` or dropping it cancels the call."""
-
-    def __init__(self, call: _Call[M_co]) -> None:
-        self._call = call
-        self._closed = False
-
-    def __next__(self) -> M_co:
-        if self._closed:
-            raise StopIteration
-        with translated():
-            return next(self._call)
-
-    def close(self) -> None:
-        """Cancel the call unless it has ended; the iteration ends."""
-        self._closed = True
-        self._call.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self._call.cancel()
-
-
-class TextStream(_Stream[llm_pb2.GenerateTextResponse]):
-    """The messages of ``Client.stream``. Closing it, leaving its ``with`` or dropping it cancels the call."""
-
-
-class ChatStream(_Stream[llm_pb2.ChatResponse]):
-    """The messages of ``Client.stream_chat``; it ends as a ``TextStream`` does."""

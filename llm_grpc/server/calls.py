@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from llm_grpc.config import MAX_PRIORITY, MAX_REQUEST_ID_BYTES
 from llm_grpc.errors import InvalidParameter
+from llm_grpc.server.fields import whole_in_range
 from llm_grpc.server.identity import Identity, current_identity
 from llm_grpc.server.replays import Key, Replays
 from llm_grpc.text.cancellation import Cancellation
@@ -73,7 +74,8 @@ class Calls:
             InvalidParameter: a field is out of its limits.
         """
         identity, name = current_identity.get(), checked_request_id(request.request_id)
-        priority = min(_priority(request.priority), self.priority_cap(identity))
+        asked = whole_in_range("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
+        priority = min(asked, self.priority_cap(identity))
         if not name:
             return compute(Call("", priority))
 
@@ -128,9 +130,3 @@ def checked_request_id(request_id: str) -> str:
         limit = f"the limit is {MAX_REQUEST_ID_BYTES}"
         raise InvalidParameter("request_id", f"has {size} bytes of UTF-8, and {limit}")
     return request_id
-
-
-def _priority(priority: int) -> int:
-    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
-        raise InvalidParameter("priority", f"is {priority}, and must be {-MAX_PRIORITY} to {MAX_PRIORITY}")
-    return priority

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
-from contextlib import aclosing, contextmanager, nullcontext
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
 from llm_grpc.errors import InvalidParameter
 from llm_grpc.sampling_params import FinishReason
 from llm_grpc.server.calls import Call
-from llm_grpc.server.constraints import to_constraint
+from llm_grpc.server.constraints import to_call_constraint, to_constraint
 from llm_grpc.server.conversations import names_of, template_of, to_conversation
 from llm_grpc.server.fields import beside_if_large, copy_shared_fields, refuse_unknown_fields
 from llm_grpc.server.models import Models
 from llm_grpc.server.requests import to_text_request
 from llm_grpc.server.responses import to_response
 from llm_grpc.server.served_model import ServedModel
-from llm_grpc.server.tool_choice import call_constraint, may_call
+from llm_grpc.server.tool_choice import call_form, may_call
 from llm_grpc.text.chat_template import Conversation
 from llm_grpc.text.text_delta import TextDelta
-from llm_grpc.text.text_request import TextRequest
+from llm_grpc.text.text_request import NewConstraint, TextRequest
 from llm_grpc.text.tool_calls import Parsed, ToolCall, ToolCallParser
 from llm_grpc.text.tool_format import ToolFormat
 from llm_grpc.v1 import chat_pb2, llm_pb2
@@ -54,8 +54,10 @@ async def chat_parts(
     checked = await beside_if_large(request, lambda: _checked(request, model))
     template = template_of(model)
     form = template.tool_format if checked.conversation.tools else None
-    with _said_of("constraint", "tools") if checked.is_forced else nullcontext():
-        constraint = await to_constraint(checked.common, model)
+    if checked.call_form:
+        constraint: NewConstraint | None = await to_call_constraint(checked.call_form, request, model)
+    else:
+        constraint = await to_constraint(request, model)
     asked = replace(
         call.asked(checked.asked),
         prompt=await template.prompt(checked.conversation),
@@ -64,7 +66,7 @@ async def chat_parts(
         constraint=constraint,
     )
     answer = _Answer(checked.common, model, form, names_of(request.tools))
-    with _said_of("prompt", "messages"):
+    with _said_of_messages():
         async with aclosing(model.generator.generate(asked)) as deltas:
             async for delta in deltas:
                 response = answer.push(delta)
@@ -88,13 +90,13 @@ def joined_chat(parts: Sequence[llm_pb2.ChatResponse], *, several: bool) -> llm_
 
 class _Checked(NamedTuple):
     """A request that is within all limits: what it has of a request for text, and what its template makes the
-    prompt of. Its constraint is one of calls where it ``is_forced``.
+    prompt of. ``call_form`` holds the answer to calls, where some must come.
     """
 
     common: llm_pb2.GenerateTextRequest
     asked: TextRequest
     conversation: Conversation
-    is_forced: bool
+    call_form: str
 
 
 def _checked(request: llm_pb2.ChatRequest, model: ServedModel) -> _Checked:
@@ -104,21 +106,17 @@ def _checked(request: llm_pb2.ChatRequest, model: ServedModel) -> _Checked:
     common = llm_pb2.GenerateTextRequest()
     copy_shared_fields(request, common)
     common.prompt = _UNTOLD
-    forced = call_constraint(request, model)
-    if forced:
-        common.constraint.CopyFrom(forced)
     told = conversation if is_told_of_tools else conversation._replace(tools=None)
-    return _Checked(common, to_text_request(common, model), told, forced is not None)
+    return _Checked(common, to_text_request(common, model), told, call_form(request, model))
 
 
 @contextmanager
-def _said_of(field: str, other: str) -> Iterator[None]:
-    """Let errors about ``field``, which the caller has not set, be about ``other``, which it comes from."""
+def _said_of_messages() -> Iterator[None]:
+    """Let errors about the prompt, which the caller has not set, be about the messages it is made of."""
     try:
         yield
     except InvalidParameter as error:
-        is_inside = error.field == field or error.field.startswith(f"{field}.")
-        raise (type(error)(other, error.problem) if is_inside else error) from None
+        raise (type(error)("messages", error.problem) if error.field == "prompt" else error) from None
 
 
 class _Answer:

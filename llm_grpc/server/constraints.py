@@ -6,6 +6,8 @@ import json
 
 from llm_grpc.errors import InvalidParameter, UnsupportedParameter
 from llm_grpc.server.served_model import ServedModel
+from llm_grpc.text.constraint_compiler import TOOL_CALLS
+from llm_grpc.text.constraints import Constraints
 from llm_grpc.text.text_request import NewConstraint
 from llm_grpc.v1 import llm_pb2
 
@@ -21,17 +23,35 @@ async def to_constraint(
     """
     if not request.HasField("constraint"):
         return None
-    if model.constraints is None:
-        raise UnsupportedParameter(f"constraint: the tokenizer of {model.name!r} allows none")
+    compiler = _compiler(model, "constraint")
     kind = request.constraint.WhichOneof("constraint")
     if kind is None:
         raise InvalidParameter("constraint", "must hold one of its fields")
-    _check_combinations(kind, request.sampling, request.stopping)
-    return await model.constraints.compile(kind, _text(kind, request.constraint))
+    _check_combinations(f"constraint.{kind}", request)
+    return await compiler.compile(kind, _text(kind, request.constraint))
 
 
-def _check_combinations(kind: str, sampling: llm_pb2.Sampling, stopping: llm_pb2.Stopping) -> None:
-    """Refuse what could leave no token that may come."""
+async def to_call_constraint(form: str, request: llm_pb2.ChatRequest, model: ServedModel) -> NewConstraint:
+    """Compile the ``call_form`` of a request, whose other fields are known to be within their limits.
+
+    Raises:
+        InvalidParameter: a tool's schema cannot be used, or none with what else the request asks for.
+        UnsupportedParameter: the model takes no constraints.
+    """
+    compiler = _compiler(model, "tool_choice.mode")
+    _check_combinations("tool_choice.mode", request)
+    return await compiler.compile(TOOL_CALLS, form)
+
+
+def _compiler(model: ServedModel, field: str) -> Constraints:
+    if model.constraints is None:
+        raise UnsupportedParameter(f"{field}: the tokenizer of {model.name!r} allows no constraint")
+    return model.constraints
+
+
+def _check_combinations(field: str, request: llm_pb2.GenerateTextRequest | llm_pb2.ChatRequest) -> None:
+    """Refuse what could leave no token that may come beside the form that ``field`` asks for."""
+    sampling, stopping = request.sampling, request.stopping
     others = {
         "sampling.allowed_token_ids": sampling.allowed_token_ids,
         "sampling.banned_token_ids": sampling.banned_token_ids,
@@ -39,9 +59,8 @@ def _check_combinations(kind: str, sampling: llm_pb2.Sampling, stopping: llm_pb2
     }
     for other, value in others.items():
         if value:
-            raise InvalidParameter(
-                f"constraint.{kind}", f"cannot go with {other}: the two may leave no token that may come"
-            )
+            problem = f"cannot go with {other}: the two may leave no token that may come"
+            raise InvalidParameter(field, problem)
 
 
 def _text(kind: str, constraint: llm_pb2.Constraint) -> str:

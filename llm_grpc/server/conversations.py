@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from google.protobuf.struct_pb2 import Struct, Value
 
 from llm_grpc.errors import InvalidParameter, PromptTooLong, UnsupportedParameter
 from llm_grpc.server.fields import number
 from llm_grpc.server.served_model import ServedModel
+from llm_grpc.text import strict_json
 from llm_grpc.text.chat_template import ChatTemplate, Conversation
 from llm_grpc.v1 import chat_pb2
 
@@ -86,7 +86,7 @@ def _message(message: chat_pb2.ChatMessage, path: str) -> dict[str, Any]:
 def _tool_call(call: chat_pb2.ToolCall, path: str) -> dict[str, Any]:
     _check_name(call.name, f"{path}.name")
     try:
-        arguments = json.loads(call.arguments, parse_constant=_refuse_constant)
+        arguments = strict_json.parsed(call.arguments)
     except (ValueError, RecursionError) as error:
         raise InvalidParameter(f"{path}.arguments", f"is no JSON: {error}") from None
     if not isinstance(arguments, dict):
@@ -164,10 +164,6 @@ def _check_name(name: str, path: str) -> None:
     if not _TOOL_NAME.fullmatch(name):
         limit = "1 to 64 letters, digits, underscores, dots and dashes"
         raise InvalidParameter(path, f"is {name!r}, and must be {limit}")
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")
 
 
 def names_of(tools: Iterable[chat_pb2.Tool]) -> frozenset[str]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from llm_grpc.server.calls import Call
 from llm_grpc.server.constraints import to_constraint
+from llm_grpc.server.fields import beside_if_large
 from llm_grpc.server.models import Models
 from llm_grpc.server.requests import to_text_request
 from llm_grpc.server.responses import to_answer, to_response
@@ -26,7 +27,7 @@ async def whole_text(
 
 async def asked_of(request: GenerateTextRequest, model: ServedModel, call: Call) -> TextRequest:
     """What ``request`` asks of the generator, checked, and its constraint compiled."""
-    asked = call.asked(to_text_request(request, model))
+    asked = call.asked(await beside_if_large(request, lambda: to_text_request(request, model)))
     return replace(asked, constraint=await to_constraint(request, model))
 
 

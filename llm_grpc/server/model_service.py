@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llm_grpc.errors import InvalidParameter
 from llm_grpc.server import page_token
 from llm_grpc.server.descriptions import to_model
-from llm_grpc.server.fields import refuse_unknown_fields
+from llm_grpc.server.fields import refuse_unknown_fields, whole_in_range
 from llm_grpc.server.identity import Identity, current_identity
 from llm_grpc.server.model_host import ModelHost
 from llm_grpc.server.models import Models
@@ -40,7 +39,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     ) -> model_pb2.ListModelsResponse:
         """Describe a page of models, by name."""
         refuse_unknown_fields(request)
-        size = _page_size(request.page_size)
+        size = whole_in_range("page_size", request.page_size, 0, MAX_PAGE_SIZE) or DEFAULT_PAGE_SIZE
         last = page_token.name_of(request.page_token) if request.page_token else ""
         rest = [host for host in self._models.by_name() if host.name > last]
         page = rest[:size]
@@ -59,9 +58,3 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
     def _described(self, host: ModelHost) -> model_pb2.Model:
         cap = self._priority_cap(current_identity.get())
         return to_model(host, host is self._models.default, cap)
-
-
-def _page_size(value: int) -> int:
-    if not 0 <= value <= MAX_PAGE_SIZE:
-        raise InvalidParameter("page_size", f"is {value}, and must be 0 to {MAX_PAGE_SIZE}")
-    return value or DEFAULT_PAGE_SIZE

@@ -56,15 +56,30 @@ def _sampling_params(request: llm_pb2.GenerateTextRequest, model: ServedModel) -
 
 
 def _prompt(request: llm_pb2.GenerateTextRequest, model: ServedModel) -> str | Sequence[int]:
-    """The prompt as a text, or as ids of which those that are kept are known to fit the model."""
+    """The prompt, of which those tokens that are kept are known to fit the model where it is ids."""
+    if not (request.prompt or request.prompt_token_ids):
+        raise InvalidParameter("prompt", "must not be empty where there are no prompt_token_ids")
+    return text_or_ids(request, model, is_cut=request.truncate_prompt_tokens > 0)
+
+
+def text_or_ids(
+    request: llm_pb2.GenerateTextRequest | llm_pb2.ScoreTextRequest,
+    model: ServedModel,
+    *,
+    is_cut: bool = False,
+) -> str | Sequence[int]:
+    """The prompt: a text, which may be empty, or ids, which the model takes all unless the prompt ``is_cut``.
+
+    Raises:
+        InvalidParameter: there are both, or an id is not of the vocabulary.
+        PromptTooLong: there are more ids than the model takes.
+    """
     ids = request.prompt_token_ids
     if not ids:
-        if not request.prompt:
-            raise InvalidParameter("prompt", "must not be empty where there are no prompt_token_ids")
         return request.prompt
     if request.prompt:
         raise InvalidParameter("prompt_token_ids", "must be empty where there is a prompt")
-    if len(ids) > model.max_prompt_tokens and not request.truncate_prompt_tokens:
+    if len(ids) > model.max_prompt_tokens and not is_cut:
         limit = f"the limit is {model.max_prompt_tokens}"
         raise PromptTooLong("prompt_token_ids", f"has {len(ids)} tokens, and {limit}")
     return token_ids("prompt_token_ids", list(ids), model.manifest.vocabulary_size)

@@ -6,12 +6,12 @@ import secrets
 from collections.abc import AsyncGenerator, Sequence
 
 from llm_grpc.config import MAX_BATCH_ITEMS, MAX_TOP_LOGPROBS
-from llm_grpc.errors import InvalidParameter, PromptTooLong
+from llm_grpc.errors import InvalidParameter
 from llm_grpc.sampling_params import SamplingParams
 from llm_grpc.server.calls import Call
-from llm_grpc.server.fields import refuse_unknown_fields, token_ids
+from llm_grpc.server.fields import beside_if_large, refuse_unknown_fields, token_ids, whole_in_range
 from llm_grpc.server.models import Models
-from llm_grpc.server.requests import checked_salt
+from llm_grpc.server.requests import checked_salt, text_or_ids
 from llm_grpc.server.responses import to_tokens
 from llm_grpc.server.served_model import ServedModel
 from llm_grpc.text.scorer import ScoreRequest
@@ -23,7 +23,7 @@ async def scores(
 ) -> AsyncGenerator[ScoreTextResponse, None]:
     """The one answer of ScoreText."""
     model = models.get(request.model)
-    asked = _score_request(request, model, call)
+    asked = await beside_if_large(request, lambda: _score_request(request, model, call))
     found = await model.scorer.score(asked)
     response = ScoreTextResponse(request_id=call.request_id, model=model.name)
     response.usage.prompt_tokens = found.prompt_tokens
@@ -38,16 +38,13 @@ async def scores(
 def _score_request(request: ScoreTextRequest, model: ServedModel, call: Call) -> ScoreRequest:
     """Check all of a request that needs no tokenizer."""
     refuse_unknown_fields(request)
-    if not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:
-        problem = f"is {request.top_logprobs}, and must be 0 to {MAX_TOP_LOGPROBS}"
-        raise InvalidParameter("top_logprobs", problem)
     return ScoreRequest(
-        prompt=_prompt(request, model),
+        prompt=text_or_ids(request, model),
         candidates=_candidates(request, model),
         params=SamplingParams(
             max_tokens=1,
             ignore_eos=True,
-            num_prompt_logprobs=request.top_logprobs,
+            num_prompt_logprobs=whole_in_range("top_logprobs", request.top_logprobs, 0, MAX_TOP_LOGPROBS),
             cache_salt=_salt(request, model),
         ),
         token_text=request.token_text,
@@ -64,19 +61,6 @@ def _salt(request: ScoreTextRequest, model: ServedModel) -> str:
     """
     salt = checked_salt(request.cache.salt)
     return secrets.token_hex() if request.cache.disabled or not model.prefix_reuse else salt
-
-
-def _prompt(request: ScoreTextRequest, model: ServedModel) -> str | Sequence[int]:
-    """The prompt, also an empty one: the tokenizer knows whether a text begins with a token of its own."""
-    ids = request.prompt_token_ids
-    if not ids:
-        return request.prompt
-    if request.prompt:
-        raise InvalidParameter("prompt_token_ids", "must be empty where there is a prompt")
-    if len(ids) > model.max_prompt_tokens:
-        limit = f"the limit is {model.max_prompt_tokens}"
-        raise PromptTooLong("prompt_token_ids", f"has {len(ids)} tokens, and {limit}")
-    return token_ids("prompt_token_ids", list(ids), model.manifest.vocabulary_size)
 
 
 def _candidates(request: ScoreTextRequest, model: ServedModel) -> Sequence[str] | Sequence[Sequence[int]]:

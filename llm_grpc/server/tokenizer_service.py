@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_grpc.errors import InvalidParameter
 from llm_grpc.server.conversations import template_of, to_conversation
-from llm_grpc.server.fields import beside_if_large, refuse_unknown_fields
+from llm_grpc.server.fields import beside_if_large, refuse_unknown_fields, token_ids
 from llm_grpc.server.models import Models
 from llm_grpc.server.served_model import ServedModel
 from llm_grpc.text.chat_template import Conversation
@@ -86,9 +86,6 @@ def _tokenized(
 def _detokenized(
     request: tokenizer_pb2.DetokenizeRequest, model: ServedModel
 ) -> tokenizer_pb2.DetokenizeResponse:
-    ids, last = list(request.token_ids), model.manifest.vocabulary_size - 1
-    for at, token in enumerate(ids):
-        if not 0 <= token <= last:
-            raise InvalidParameter(f"token_ids[{at}]", f"is {token}, and must be 0 to {last}")
+    ids = token_ids("token_ids", list(request.token_ids), model.manifest.vocabulary_size)
     text = model.tokenizer.text(ids, keep_special_tokens=request.keep_special_tokens)
     return tokenizer_pb2.DetokenizeResponse(text=text)

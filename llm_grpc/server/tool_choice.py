@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
+
 from llm_grpc.errors import InvalidParameter
-from llm_grpc.server.conversations import template_of, tool_schema
+from llm_grpc.server.conversations import names_of, template_of, tool_schema
 from llm_grpc.server.served_model import ServedModel
-from llm_grpc.text.tool_grammar import tool_grammar
+from llm_grpc.text.tool_grammar import ToolSchema, tool_grammar
 from llm_grpc.v1 import chat_pb2, llm_pb2
 
 _MUST = (chat_pb2.TOOL_CHOICE_MODE_REQUIRED, chat_pb2.TOOL_CHOICE_MODE_NAMED)
@@ -24,7 +27,7 @@ def may_call(request: llm_pb2.ChatRequest) -> bool:
     mode = chat_pb2.ToolChoiceMode.Name(choice.mode)
     if choice.mode in _MUST and not tools:
         raise InvalidParameter("tool_choice.mode", f"is {mode}, and tools is empty")
-    _check_name(choice, {tool.name for tool in tools}, mode)
+    _check_name(choice, names_of(tools), mode)
     told = bool(tools) and choice.mode != chat_pb2.TOOL_CHOICE_MODE_NONE
     if told and request.HasField("constraint"):
         raise InvalidParameter(
@@ -34,21 +37,21 @@ def may_call(request: llm_pb2.ChatRequest) -> bool:
     return told
 
 
-def call_constraint(request: llm_pb2.ChatRequest, model: ServedModel) -> llm_pb2.Constraint | None:
-    """What holds the answer to the calls that must come; None where none must."""
+def call_form(request: llm_pb2.ChatRequest, model: ServedModel) -> str:
+    """What holds the answer to calls, as ``Constraints.compile`` takes it; empty where none must come."""
     form, choice = template_of(model).tool_format, request.tool_choice
     if form is None or choice.mode not in _MUST:
-        return None
-    schemas = {
-        tool.name: tool_schema(tool, f"tools[{at}]")
+        return ""
+    tools = [
+        ToolSchema(tool.name, f"tools[{at}].parameters", tool_schema(tool, f"tools[{at}]"))
         for at, tool in enumerate(request.tools)
         if choice.name in ("", tool.name)
-    }
-    grammar = tool_grammar(form, schemas, model.tokenizer, only_one=bool(choice.name))
-    return llm_pb2.Constraint(grammar=grammar)
+    ]
+    grammar = tool_grammar(form, tools, model.tokenizer, only_one=bool(choice.name))
+    return json.dumps([grammar, [[tool.field, tool.arguments] for tool in tools]], ensure_ascii=False)
 
 
-def _check_name(choice: chat_pb2.ToolChoice, names: set[str], mode: str) -> None:
+def _check_name(choice: chat_pb2.ToolChoice, names: Collection[str], mode: str) -> None:
     is_named = choice.mode == chat_pb2.TOOL_CHOICE_MODE_NAMED
     if is_named and choice.name not in names:
         raise InvalidParameter("tool_choice.name", f"is {choice.name!r}, and tools has none of that name")

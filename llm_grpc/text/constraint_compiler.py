@@ -15,6 +15,7 @@ from llm_grpc.text.constraint_faults import ConstraintFault, cause_of, grammar_f
 from llm_grpc.text.json_schema import check_schema
 from llm_grpc.text.schema_parts import place_of
 from llm_grpc.text.tokenizer import TextTokenizer
+from llm_grpc.text.tool_grammar import arguments_rule
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions  # a type, which the module itself lacks
@@ -23,6 +24,9 @@ MAX_REGEX_BYTES = 4096
 MAX_GRAMMAR_BYTES = 16 * 1024
 """The library's work on an expression of optional parts grows with its length squared: 16 KiB take a second
 and 300 MB, 64 KiB took more than 15 s."""
+
+TOOL_CALLS = "tool_calls"
+"""The kind of what holds an answer to calls; it is no field of the contract's constraint."""
 
 MAX_BYTES = {"regex": MAX_REGEX_BYTES, "grammar": MAX_GRAMMAR_BYTES}
 """Limits of kinds that have one of their own."""
@@ -54,6 +58,11 @@ class Compiled(NamedTuple):
     first_mask: bytes
 
 
+def field_of(kind: str) -> str:
+    """The field of a request that a form of this kind comes from."""
+    return "tools" if kind == TOOL_CALLS else f"constraint.{kind}"
+
+
 class ConstraintCompiler:
     """Compiles forms for one model's vocabulary. It may take seconds, and holds no lock of Python's for that.
 
@@ -79,12 +88,13 @@ class ConstraintCompiler:
         )
 
     def compile(self, kind: str, text: str) -> Compiled:
-        """The form of ``text`` at its beginning; ``kind`` is the field of the contract that has it.
+        """The form of ``text`` at its beginning; ``kind`` is the field of the contract that has it, or
+        ``TOOL_CALLS``.
 
         Raises:
             InvalidParameter: it cannot be used; the message names the place.
         """
-        field = f"constraint.{kind}"
+        field = field_of(kind)
         size, limit = len(text.encode()), MAX_BYTES.get(kind, MAX_CONSTRAINT_BYTES)
         if size > limit:
             raise InvalidParameter(field, f"has {size} bytes of UTF-8, and the limit is {limit}")
@@ -106,16 +116,31 @@ class ConstraintCompiler:
             case "grammar":
                 _refuse_options(text)
                 return self._checked(LLMatcher.grammar_from_lark(text), grammar_fault)
+            case _ if kind == TOOL_CALLS:
+                return self._checked(LLMatcher.grammar_from_lark(self._calls(text)), grammar_fault)
         raise ValueError(f"this is a bug: no constraint is {kind!r}")
 
     def _json(self, text: str) -> LLMatcher:
+        self._check_json(text)
+        return self._checked(_json_grammar(text), grammar_fault)
+
+    def _check_json(self, text: str) -> None:
+        """Raise ConstraintFault where a schema cannot be used."""
         schema = check_schema(text)
-
-        def fault(error: str) -> ConstraintFault:
+        if error := self._error(_json_grammar(text)):
             place = place_of(schema, lambda part: self._error(_json_grammar(part)), error)
-            return ConstraintFault(f"at {place}: {cause_of(error)}")
+            raise ConstraintFault(f"at {place}: {cause_of(error)}")
 
-        return self._checked(_json_grammar(text), fault)
+    def _calls(self, text: str) -> str:
+        """The grammar of calls, which comes without the arguments' rules but with the schemas of them."""
+        grammar, tools = json.loads(text)
+        for at, (field, schema) in enumerate(tools):
+            try:
+                self._check_json(json.dumps(schema))
+            except ConstraintFault as fault:
+                raise InvalidParameter(field, str(fault)) from None
+            grammar += f"{arguments_rule(at)}: %json {json.dumps({**schema, 'x-guidance': _JSON_OPTIONS})}\n"
+        return str(grammar)
 
     def _checked(self, grammar: str, fault: Callable[[str], ConstraintFault]) -> LLMatcher:
         if error := self._error(grammar):

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from llm_grpc.cpus import threads_to_use
 from llm_grpc.errors import ManifestError
 from llm_grpc.manifest import Manifest
-from llm_grpc.text.constraint_compiler import Compiled, ConstraintCompiler
+from llm_grpc.text.constraint_compiler import Compiled, ConstraintCompiler, field_of
 from llm_grpc.text.constraint_state import ConstraintState
 from llm_grpc.text.text_request import NewConstraint
 from llm_grpc.text.tokenizer import TextTokenizer
@@ -53,9 +53,11 @@ class Constraints:
         self._kept: OrderedDict[tuple[str, bytes], Future[Compiled]] = OrderedDict()
 
     async def compile(self, kind: str, text: str) -> NewConstraint:
-        """What makes the constraint of a sequence. ``kind`` is the contract's field: json_schema, regex, ….
+        """What makes the constraint of a sequence. ``kind`` is the contract's field: json_schema, regex, …;
+        or ``TOOL_CALLS``.
 
-        ``text`` is a JSON list for ``choice``, and empty for ``json_object``.
+        ``text`` is a JSON list for ``choice``, empty for ``json_object``, and for calls of tools a JSON list:
+        the ``tool_grammar``, and the field and the schema of each tool's arguments.
 
         Raises:
             InvalidParameter: the form cannot be used; the message names the place.
@@ -64,7 +66,7 @@ class Constraints:
 
         def new_constraint() -> ConstraintState:
             matcher, first = compiled.matcher.deep_copy(), compiled.first_mask
-            return ConstraintState(matcher, first, self._compiler.end_mask, self._masks, f"constraint.{kind}")
+            return ConstraintState(matcher, first, self._compiler.end_mask, self._masks, field_of(kind))
 
         return new_constraint
 

@@ -29,7 +29,6 @@ class Detokenizer:
     def __init__(
         self, tokenizer: TextTokenizer, prompt_ids: Sequence[int], shown: Collection[int] = ()
     ) -> None:
-        self.num_prompt_tokens = len(prompt_ids)
         self.shown = shown
         self._tokenizer = tokenizer
         self._window = list(prompt_ids[-_CONTEXT_TOKENS:])

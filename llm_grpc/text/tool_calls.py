@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
+from llm_grpc.text import strict_json
 from llm_grpc.text.json_end import JsonEnd
 from llm_grpc.text.tool_format import ToolFormat
 
@@ -136,7 +137,7 @@ class ToolCallParser:
     def _calls_of(self, name: str, text: str) -> list[ToolCall]:
         """The calls that a JSON value holds; none where one of them is no call."""
         try:
-            value = json.loads(text, parse_constant=_refuse_constant)
+            value = strict_json.parsed(text)
             if self._form.between:
                 value = {"name": name, self._form.arguments: value}
             calls = [self._call_of(each) for each in (value if isinstance(value, list) else [value])]
@@ -188,7 +189,3 @@ def _num_waiting(text: str, marker: str) -> int:
     """How many of the last characters of ``text`` may be the beginning of ``marker``."""
     lengths = range(min(len(text), len(marker) - 1), 0, -1)
     return next((length for length in lengths if marker.startswith(text[-length:])), 0)
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")

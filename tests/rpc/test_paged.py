@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from llm_grpc.server.app import Server
 from llm_grpc.v1 import llm_pb2, llm_pb2_grpc, model_pb2, model_pb2_grpc
 from tests.rpc.conftest import Serve, until
 from tests.rpc.models import CONTEXT_TOKENS, write_model_dir
@@ -32,6 +34,13 @@ def memory(num_blocks: int) -> dict[str, int]:
     return {"kv_cache_memory": num_blocks * BLOCK_SIZE * TOKEN_BYTES + 1}
 
 
+async def is_idle(server: Server) -> None:
+    """Wait until the engine has told its load: the last answer goes out before that."""
+    engine = server._hosts[0]._engine
+    assert engine
+    await until(lambda: engine.load.num_running == 0)
+
+
 async def texts(stub: llm_pb2_grpc.LLMServiceAsyncStub) -> list[str]:
     asked = [llm_pb2.GenerateTextRequest(prompt=prompt, max_tokens=30) for prompt in PROMPTS]
     answers = await asyncio.gather(*(stub.GenerateText(each, timeout=HANG_S) for each in asked))
@@ -50,10 +59,52 @@ async def test_texts_are_those_of_slots_though_requests_give_way(serve: Serve, p
             await until(lambda: server.admission.held == len(PROMPTS))
             runner.open()
             assert await found == expected
+        await is_idle(server)
         samples = await scrape(server.metrics_address)
     assert samples.value("llm_grpc_preemptions_total") > 0
     assert samples.value("llm_grpc_generation_tokens_total") == 3 * 30 * len(PROMPTS)
     assert samples.value("llm_grpc_prefix_cache_hits_total") % BLOCK_SIZE == 0
+    assert samples.value(UTILIZATION) == 0
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"constraint": llm_pb2.Constraint(regex="([A-R][!-/]){15}")},
+        {"response_options": llm_pb2.ResponseOptions(top_logprobs=2, token_text=True)},
+        {"response_options": llm_pb2.ResponseOptions(prompt_top_logprobs=2, logprobs=True, echo=True)},
+        {
+            "stopping": llm_pb2.Stopping(
+                min_tokens=27, stop_strings=["A", "B", "C", "D", "E"], include_stop=True
+            )
+        },
+    ],
+    ids=["form", "logprobs", "prompt", "stops"],
+)
+async def test_requests_that_give_way_go_on_where_they_were(
+    serve: Serve, paged_model: Path, fields: dict[str, Any]
+) -> None:
+    """Forms, scores and stops are said and told as if nobody had given way."""
+
+    async def answers(stub: llm_pb2_grpc.LLMServiceAsyncStub) -> list[bytes]:
+        asked = [llm_pb2.GenerateTextRequest(prompt=prompt, max_tokens=30, **fields) for prompt in PROMPTS]
+        found = await asyncio.gather(*(stub.GenerateText(each, timeout=HANG_S) for each in asked))
+        for each in found:
+            each.usage.ClearField("cached_tokens")  # what others left is another matter
+        return [each.SerializeToString(deterministic=True) for each in found]
+
+    async with serve(ScriptedRunner()) as (_, channel):
+        expected = await answers(llm_pb2_grpc.LLMServiceStub(channel))
+    runner = ScriptedPagedRunner(6, BLOCK_SIZE)
+    async with serve(runner, engine=memory(6), server=ON, model=paged_model) as (server, channel):
+        runner.gate()
+        found = asyncio.ensure_future(answers(llm_pb2_grpc.LLMServiceStub(channel)))
+        await until(lambda: server.admission.held == len(PROMPTS))
+        runner.open()
+        assert await found == expected
+        await is_idle(server)
+        samples = await scrape(server.metrics_address)
+    assert samples.value("llm_grpc_preemptions_total") > 0
     assert samples.value(UTILIZATION) == 0
 
 

@@ -20,8 +20,8 @@ from tests.rpc.callers import answer, ask, later
 from tests.rpc.conftest import Serve, until
 from tests.rpc.models import CONTEXT_TOKENS, EOS, write_model_dir
 from tests.rpc.process import ServerProcess
-from tests.rpc.scoring_runner import ScoringRunner, score_of
 from tests.rpc.test_bad_input import details
+from tests.unit.scripted_runner import ScriptedRunner, scored
 
 LIMIT = CONTEXT_TOKENS - 1
 
@@ -38,7 +38,7 @@ def assert_scored(
     assert len(response.scores) == len(candidates)
     for score, ids in zip(response.scores, candidates, strict=True):
         assert [token.id for token in score.tokens] == ids
-        expected = [score_of([*prompt, *ids[:at]], token).logprob for at, token in enumerate(ids)]
+        expected = [scored([*prompt, *ids[:at]], token).logprob for at, token in enumerate(ids)]
         assert [token.logprob for token in score.tokens] == expected
         assert score.logprob == math.fsum(expected)
     assert response.usage.prompt_tokens == len(prompt)
@@ -47,7 +47,7 @@ def assert_scored(
 
 async def test_each_candidate_is_scored_after_the_prompt(serve: Serve, scripted_model: Path) -> None:
     candidates = [" cat", " dog", "é", " cat", " a longer one of them"]
-    async with serve(ScoringRunner(), engine={"chunk_tokens": 5}) as (server, channel):
+    async with serve(ScriptedRunner(), engine={"chunk_tokens": 5}) as (server, channel):
         stub = llm_pb2_grpc.LLMServiceStub(channel)
         request = Request(prompt="the black", candidates=candidates, request_id="id")
         response = await stub.ScoreText(request, timeout=30)
@@ -65,8 +65,8 @@ async def test_each_candidate_is_scored_after_the_prompt(serve: Serve, scripted_
         assert server.admission.held == 0
 
 
-async def test_tops_and_texts_where_they_are_asked_for(serve: Serve) -> None:
-    async with serve(ScoringRunner()) as (_, channel):
+async def test_tops_and_texts_where_they_are_asked_for(serve: Serve, scripted_model: Path) -> None:
+    async with serve(ScriptedRunner()) as (_, channel):
         stub = llm_pb2_grpc.LLMServiceStub(channel)
         request = Request(prompt="a", candidates=["bé", "c"], top_logprobs=2, token_text=True)
         response = await stub.ScoreText(request, timeout=30)
@@ -74,16 +74,17 @@ async def test_tops_and_texts_where_they_are_asked_for(serve: Serve) -> None:
     assert b"".join(token.text for token in tokens) == "bé".encode()
     offsets = [token.text_offset for token in tokens]
     assert offsets == [len(b"".join(t.text for t in tokens[:at])) for at in range(len(tokens))]
+    history = ids_of(scripted_model, "a")
     for token in tokens:
-        assert [(top.id, top.logprob, top.text) for top in token.top_logprobs] == [
-            (0, 0, b"!"),
-            (1, -1, b'"'),
-        ]
+        likeliest = scored(history, token.id, 2).top
+        assert [(top.id, top.logprob) for top in token.top_logprobs] == list(likeliest)
+        assert [top.text for top in token.top_logprobs] == [b"%c" % (ord("!") + top) for top, _ in likeliest]
+        history.append(token.id)
 
 
 async def test_more_candidates_than_the_server_holds(serve: Serve, scripted_model: Path) -> None:
     candidates = [f"c{n}" for n in range(256)]
-    async with serve(ScoringRunner(), engine={"max_running": 2, "max_waiting": 1}) as (server, channel):
+    async with serve(ScriptedRunner(), engine={"max_running": 2, "max_waiting": 1}) as (server, channel):
         stub = llm_pb2_grpc.LLMServiceStub(channel)
         response = await stub.ScoreText(Request(prompt="p", candidates=candidates), timeout=60)
         ids = [ids_of(scripted_model, text) for text in candidates]
@@ -92,7 +93,7 @@ async def test_more_candidates_than_the_server_holds(serve: Serve, scripted_mode
 
 
 async def test_a_full_server_refuses_and_a_busy_one_scores_one_after_the_other(serve: Serve) -> None:
-    runner = ScoringRunner()
+    runner = ScriptedRunner()
     async with serve(runner, engine={"max_running": 2, "max_waiting": 0}) as (server, channel):
         stub = llm_pb2_grpc.LLMServiceStub(channel)
         runner.gate()
@@ -112,7 +113,7 @@ async def test_a_full_server_refuses_and_a_busy_one_scores_one_after_the_other(s
 
 
 async def test_a_failed_run_ends_the_call_and_frees_all(serve: Serve) -> None:
-    runner = ScoringRunner()
+    runner = ScriptedRunner()
     async with serve(runner) as (server, channel):
         stub = llm_pb2_grpc.LLMServiceStub(channel)
         runner.faults = [None, RuntimeError("broken")]
@@ -124,7 +125,7 @@ async def test_a_failed_run_ends_the_call_and_frees_all(serve: Serve) -> None:
 
 
 async def test_a_caller_that_leaves_frees_all(serve: Serve) -> None:
-    runner = ScoringRunner()
+    runner = ScriptedRunner()
     async with serve(runner) as (server, channel):
         stub = llm_pb2_grpc.LLMServiceStub(channel)
         runner.gate()
@@ -136,13 +137,13 @@ async def test_a_caller_that_leaves_frees_all(serve: Serve) -> None:
 
 
 async def test_an_empty_prompt_needs_a_tokenizer_that_begins_every_text(serve: Serve, tmp_path: Path) -> None:
-    async with serve(ScoringRunner()) as (_, channel):
+    async with serve(ScriptedRunner()) as (_, channel):
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await llm_pb2_grpc.LLMServiceStub(channel).ScoreText(Request(candidates=["a"]), timeout=30)
         violation = details(error.value, error_details_pb2.BadRequest).field_violations[0]
         assert (violation.field, violation.description[:12]) == ("prompt", "has 0 tokens")
     model = write_model_dir(tmp_path / "bos", adds_token=True)
-    async with serve(ScoringRunner(), model=model) as (_, channel):
+    async with serve(ScriptedRunner(), model=model) as (_, channel):
         stub = llm_pb2_grpc.LLMServiceStub(channel)
         response = await stub.ScoreText(Request(candidates=["ab"]), timeout=30)
     assert_scored(response, [EOS], [ids_of(model, "ab")[1:]])
@@ -204,7 +205,7 @@ BAD: list[tuple[Request, str, str]] = [
 
 @pytest.mark.parametrize(("request_", "field", "problem"), BAD, ids=lambda value: str(value)[:40])
 async def test_a_bad_field_is_named(serve: Serve, request_: Request, field: str, problem: str) -> None:
-    async with serve(ScoringRunner()) as (server, channel):
+    async with serve(ScriptedRunner()) as (server, channel):
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await llm_pb2_grpc.LLMServiceStub(channel).ScoreText(request_, timeout=30)
         assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -214,7 +215,7 @@ async def test_a_bad_field_is_named(serve: Serve, request_: Request, field: str,
 
 
 async def test_what_this_server_does_not_have(serve: Serve) -> None:
-    async with serve(ScoringRunner()) as (_, channel):
+    async with serve(ScriptedRunner()) as (_, channel):
         stub = llm_pb2_grpc.LLMServiceStub(channel)
         for request, code in (
             (Request(prompt="a", candidates=["b"], adapter="x"), grpc.StatusCode.FAILED_PRECONDITION),
@@ -267,7 +268,7 @@ def test_the_likeliest_continuation_is_what_the_model_says(embedded: ServerProce
 
 @pytest.mark.parametrize("cache", [llm_pb2.Cache(), llm_pb2.Cache(disabled=True)], ids=["cached", "alone"])
 async def test_the_prompt_is_computed_once(serve: Serve, cache: llm_pb2.Cache) -> None:
-    runner = ScoringRunner()
+    runner = ScriptedRunner()
     async with serve(runner) as (_, channel):
         stub = llm_pb2_grpc.LLMServiceStub(channel)
         request = Request(prompt="p" * 40, candidates=["abc", "abd", "x", "yz"], cache=cache)

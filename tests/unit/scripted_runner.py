@@ -41,7 +41,7 @@ def scored(history: Sequence[int], token: int, num_top: int = 0) -> TokenScore:
     before = zlib.crc32(repr(list(history)).encode())
 
     def logprob(each: int) -> float:
-        return -(zlib.crc32(b"%d" % each, before) % 1000) / 100
+        return -(zlib.crc32(b"%d" % each, before) % 1024) / 64
 
     if not num_top:
         return TokenScore(logprob(token))

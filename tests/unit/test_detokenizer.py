@@ -28,7 +28,6 @@ def encode(tokenizer: TextTokenizer, text: str) -> list[int]:
 def push_all(tokenizer: TextTokenizer, prompt: list[int], ids: list[int]) -> tuple[list[str], str]:
     """The text of each push, none of which ends inside a character, and of the flush."""
     detokenizer = Detokenizer(tokenizer, prompt)
-    assert detokenizer.num_prompt_tokens == len(prompt)
     pushed = [detokenizer.push(token) for token in ids]
     assert not any(text.endswith(REPLACEMENT) for text in pushed)
     flushed = detokenizer.flush()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from llm_grpc.server.served_model import ServedModel
-from llm_grpc.server.tool_choice import call_constraint, may_call
+from llm_grpc.server.tool_choice import call_form, may_call
 from llm_grpc.text.chat_template import ChatTemplate
 from llm_grpc.v1 import chat_pb2
 from llm_grpc.v1.chat_pb2 import Tool
@@ -34,18 +35,20 @@ def asked(mode: Any, name: str = "") -> ChatRequest:
 
 def test_a_call_that_may_come_is_held_to_nothing(model: ServedModel) -> None:
     for mode in (AUTO, NONE, chat_pb2.TOOL_CHOICE_MODE_UNSPECIFIED):
-        assert call_constraint(asked(mode), model) is None
+        assert call_form(asked(mode), model) == ""
 
 
 def test_a_call_that_must_come_is_held_to_the_tools(model: ServedModel) -> None:
-    required, named = call_constraint(asked(REQUIRED), model), call_constraint(asked(NAMED, "clock"), model)
-    assert required
-    assert named
-    assert "weather" in required.grammar
-    assert "clock" in required.grammar
-    assert required.grammar.startswith('start: "<tool_call>"')
-    assert "weather" not in named.grammar
-    assert "clock" in named.grammar
+    required, named = call_form(asked(REQUIRED), model), call_form(asked(NAMED, "clock"), model)
+    grammar, schemas = json.loads(required)
+    assert grammar.startswith('start: "<tool_call>"')
+    assert "weather" in grammar
+    assert "clock" in grammar
+    assert [field for field, _ in schemas] == ["tools[0].parameters", "tools[1].parameters"]
+    grammar, schemas = json.loads(named)
+    assert "weather" not in grammar
+    assert "clock" in grammar
+    assert schemas == [["tools[1].parameters", {"type": "object", "properties": {}}]]
 
 
 def test_whether_the_model_is_told() -> None:

@@ -10,12 +10,13 @@ import pytest
 from llm_grpc.text.tokenizer import TextTokenizer
 from llm_grpc.text.tool_calls import ToolCallParser
 from llm_grpc.text.tool_format import GRANITE, HERMES, LLAMA, MISTRAL, MISTRAL_NAMED, ToolFormat
-from llm_grpc.text.tool_grammar import Schemas, tool_grammar
+from llm_grpc.text.tool_grammar import ToolSchema, arguments_rule, tool_grammar
 from tests.rpc.models import EOS, write_model_dir
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
-TOOLS: Schemas = {"weather": CITY, "clock": NOTHING}
+TOOLS = [ToolSchema("weather", "", CITY), ToolSchema("clock", "", NOTHING)]
+NAMES = [tool.name for tool in TOOLS]
 ONE = '{"name": "weather", "arguments": {"city": "Rome"}}'
 OTHER = '{"name": "clock", "arguments": {}}'
 WRONG = '{"name": "weather", "arguments": {"city": 3}}'
@@ -30,6 +31,8 @@ def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 def accepts(tokenizer: TextTokenizer, grammar: str, text: str) -> bool:
     """Whether the grammar lets a model say ``text`` and end there."""
+    for at, tool in enumerate(TOOLS):
+        grammar += f"{arguments_rule(at)}: %json {json.dumps(tool.arguments)}\n"
     guide = llguidance.LLTokenizer(tokenizer.raw.to_str(), eos_token=EOS)
     matcher = llguidance.LLMatcher(guide, llguidance.LLMatcher.grammar_from_lark(grammar))
     assert not matcher.is_error(), matcher.get_error()
@@ -50,7 +53,7 @@ def test_calls_are_let_through_and_read(tokenizer: TextTokenizer, form: ToolForm
     for call in (ONE, OTHER):
         text = written.replace("{}", call.replace("arguments", form.arguments))
         assert accepts(tokenizer, grammar, text)
-        parser = ToolCallParser(form, TOOLS)
+        parser = ToolCallParser(form, NAMES)
         calls = parser.push(text).calls + parser.finish().calls
         assert [(c.name, json.loads(c.arguments)) for c in calls] == [tuple(json.loads(call).values())]
     for wrong in (WRONG, OTHER.replace("clock", "nobody"), "{}"):
