@@ -150,7 +150,7 @@ class TextGenerator:
             admitted.num_truncated,
             event.prompt_scores,
         )
-        return replace(delta, prompt_info=info)
+        return delta._replace(prompt_info=info)
 
     def _check_memory(self, num_prompt: int, params: SamplingParams) -> None:
         limit = self._max_request_tokens
@@ -174,4 +174,4 @@ def _ended(
         constraint.check()
     if delta.finish_reason:
         clock.finished(delta.finish_reason)
-    return replace(delta, timing=clock.timing() if request.options.timing else None)
+    return delta._replace(timing=clock.timing()) if request.options.timing else delta
