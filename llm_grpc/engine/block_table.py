@@ -53,6 +53,8 @@ class BlockTable:
     def extend(self, num_tokens: int, pool: BlockPool) -> bool:
         """Have blocks for the first ``num_tokens``. False, and nothing changes, where they are missing."""
         missing = -(-num_tokens // self.block_size) - len(self.blocks)
+        if missing <= 0:
+            return True
         if missing > pool.num_free:
             return False
         self.blocks += [pool.take() for _ in range(missing)]

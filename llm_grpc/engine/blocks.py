@@ -128,9 +128,10 @@ class Blocks:
             self.pool.forget(name)
 
     def with_changes(self, plan: StepPlan) -> StepPlan:
-        """The plan with the places of tables that the runner does not know, and copies."""
+        """The plan with the places of tables that the runner does not know, and copies; most have neither."""
         grants = tuple(grant for table in self._tables.values() if (grant := table.grant))
-        return replace(plan, grants=grants, block_copies=tuple(self._copies.values()))
+        copies = tuple(self._copies.values())
+        return replace(plan, grants=grants, block_copies=copies) if grants or copies else plan
 
     def committed(self, plan: StepPlan) -> None:
         """The runner knows all places; copies are done."""

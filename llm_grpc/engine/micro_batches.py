@@ -96,7 +96,7 @@ def _moved(
     for number, one in enumerate(asked):
         index = bisect_right(starts, one.row) - 1
         part, start = place[index]
-        found[part][number] = replace(one, row=start + one.row - starts[index])
+        found[part][number] = one._replace(row=start + one.row - starts[index])
     return found
 
 

@@ -61,7 +61,8 @@ class Request:
     first, and nobody waits for ever; it came at ``arrived_s`` and first got a slot at ``begun_s``. ``mask``
     is what its constraint says of the next token, once that is asked for. ``shared`` is how many tokens of
     its prompt each of its group has that it was compared with, by their ids. ``adapter`` is the number of the
-    adapter that computes it, 0 for none; all of a group have the same.
+    adapter that computes it, 0 for none; all of a group have the same. By ``salt`` it shares the cache; None
+    is with nobody.
     """
 
     request_id: int
@@ -84,20 +85,13 @@ class Request:
     lookup: PromptLookup | None = None
     shared: dict[int, int] = field(default_factory=dict)
     known_ids: Sequence[int] = field(init=False)
+    salt: str | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.known_ids = self.prompt_ids
+        self.salt = self._salt()
         if self.first_score is None and self.params.num_prompt_logprobs is not None:
             self.first_score = 1
-
-    @property
-    def salt(self) -> str | None:
-        """What the request shares the cache by; None is with nobody. No caller can name a group's, and keys
-        of one adapter are no other's.
-        """
-        if self.params.cache_disabled:
-            return f"{self.adapter}:{self.group}:" if self.group else None
-        return f"{self.adapter}:0:{self.params.cache_salt}"
 
     @property
     def private_salt(self) -> str | None:
@@ -123,6 +117,12 @@ class Request:
     def findable_ids(self) -> list[int]:
         """The tokens that may be found, and the one behind them."""
         return list(self.known_ids[: self.max_found + 1])
+
+    def _salt(self) -> str | None:
+        """No caller can name a group's, and keys of one adapter are no other's."""
+        if self.params.cache_disabled:
+            return f"{self.adapter}:{self.group}:" if self.group else None
+        return f"{self.adapter}:0:{self.params.cache_salt}"
 
     def num_shared(self, mate: Request) -> int:
         """How many tokens its prompt and that of another one of its group begin with; compared once."""
@@ -177,10 +177,10 @@ class Request:
 
     def finish_reason(self, eos_token_ids: Collection[int], context_tokens: int) -> FinishReason | None:
         """Why the last token is the last one; None where it is not. Raises what its constraint raises."""
-        last = self.output_ids[-1]
-        if last in eos_token_ids and not self.params.ignore_eos:
+        params, last = self.params, self.output_ids[-1]
+        if last in eos_token_ids and not params.ignore_eos:
             return FinishReason.EOS
-        if last in self.params.stop_token_ids or (self.constraint and self.constraint.is_complete):
+        if last in params.stop_token_ids or (self.constraint and self.constraint.is_complete):
             return FinishReason.STOP
         if self.num_left <= 0:
             return FinishReason.LENGTH

@@ -62,8 +62,11 @@ def sample_of(
     if request.constraint and not request.mask:
         request.mask = GuardedMask(request.constraint, vocabulary_size)
     prompt_ids, output_ids = (request.prompt_ids, request.output_ids) if has_penalties(params) else ((), ())
-    banned: tuple[int, ...] = ()
-    if index < params.min_tokens:
-        ends = () if params.ignore_eos else sorted(eos_token_ids)
-        banned = tuple(dict.fromkeys((*ends, *params.stop_token_ids)))
-    return Sample(request.request_id, row, index, params, prompt_ids, output_ids, request.mask, banned=banned)
+    banned = _ends(params, eos_token_ids) if index < params.min_tokens else ()
+    return Sample(request.request_id, row, index, params, prompt_ids, output_ids, request.mask, banned)
+
+
+def _ends(params: SamplingParams, eos_token_ids: Collection[int]) -> tuple[int, ...]:
+    """Tokens that end a text."""
+    ends = () if params.ignore_eos else sorted(eos_token_ids)
+    return tuple(dict.fromkeys((*ends, *params.stop_token_ids)))

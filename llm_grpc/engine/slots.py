@@ -80,8 +80,9 @@ class Slots:
         self.table.forget_salt(salt)
 
     def with_changes(self, plan: StepPlan) -> StepPlan:
-        """The plan with copies and releases."""
-        return replace(plan, copies=self.table.copies, releases=self.table.memory.releases)
+        """The plan with copies and releases; most have neither."""
+        copies, releases = self.table.copies, self.table.memory.releases
+        return replace(plan, copies=copies, releases=releases) if copies or releases else plan
 
     def committed(self, plan: StepPlan) -> None:
         """Copies and releases are done."""

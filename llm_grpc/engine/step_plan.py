@@ -1,4 +1,7 @@
-"""What one step computes: plain frozen data from the scheduler to the model runner."""
+"""What one step computes: plain frozen data from the scheduler to the model runner.
+
+What a step has for each row is a NamedTuple: a frozen dataclass of as many fields takes longer to make.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +58,7 @@ class BlockCopy:
     target: int
 
 
-@dataclass(frozen=True, slots=True)
-class DecodeRow:
+class DecodeRow(NamedTuple):
     """One token of a running sequence: ``token`` goes to ``position`` of ``slot``, after all before it.
 
     It is computed with the adapter of number ``adapter``; 0 is none.
@@ -83,8 +85,7 @@ class PrefillChunk:
     adapter: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(NamedTuple):
     """Choose the next token of ``request_id`` from the logits of packed token ``row``.
 
     ``index`` counts the request's generated tokens from 0; with the seed it fixes the random draw. Where
@@ -98,7 +99,7 @@ class Sample:
 
     request_id: int
     row: int
-    index: int
+    index: int  # type: ignore[assignment]  # a number hides a method of tuples that nobody calls
     params: SamplingParams
     prompt_ids: Sequence[int] = ()
     output_ids: Sequence[int] = ()
@@ -106,8 +107,7 @@ class Sample:
     banned: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
+class Score(NamedTuple):
     """Tell how likely ``token`` is after packed token ``row``, and the ``num_top`` likeliest there."""
 
     request_id: int

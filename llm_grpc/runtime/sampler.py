@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_grpc.engine.step_plan import Sample
-from llm_grpc.runtime.adjustment import Logits, adjusted
+from llm_grpc.runtime.adjustment import Logits, adjusted, changes_logits
 from llm_grpc.runtime.truncation import (
     Weights,
     cut_below_share,
@@ -27,7 +27,11 @@ def sample_tokens(logits: NDArray[np.float32], samples: Sequence[Sample]) -> lis
     Raises:
         ValueError: a mask has no token.
     """
-    return [_choose(row, sample) for row, sample in zip(logits, samples, strict=True)]
+    likeliest: list[int] = logits.argmax(axis=-1).tolist()
+    return [
+        best if sample.params.temperature == 0 and not changes_logits(sample) else _choose(row, sample)
+        for best, row, sample in zip(likeliest, logits, samples, strict=True)
+    ]
 
 
 def probabilities(logits: Logits, sample: Sample) -> Weights:

@@ -23,7 +23,7 @@ def step_result(plan: StepPlan, logits: NDArray[np.float32]) -> StepResult:
     """
     num_samples = len(plan.samples)
     found = samples_result(plan.samples, logits[:num_samples])
-    return replace(found, scores=scores(logits[num_samples:], plan.scores))
+    return replace(found, scores=scores(logits[num_samples:], plan.scores)) if plan.scores else found
 
 
 def samples_result(samples: Sequence[Sample], logits: NDArray[np.float32]) -> StepResult:

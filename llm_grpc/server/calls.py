@@ -44,7 +44,9 @@ class Call:
     cancellation: Cancellation | None = None
 
     def asked(self, request: TextRequest) -> TextRequest:
-        """``request`` with the priority and the cancellation of this call."""
+        """``request``, which has neither yet, with the priority and the cancellation of this call."""
+        if not self.priority and self.cancellation is None:
+            return request
         return replace(request, priority=self.priority, cancellation=self.cancellation)
 
 

@@ -143,7 +143,7 @@ class _Answer:
         reason = delta.finish_reason
         if delta.index in self._callers and reason in (FinishReason.EOS, FinishReason.STOP):
             reason = FinishReason.TOOL_CALLS
-        delta = replace(delta, text=content, finish_reason=reason)
+        delta = delta._replace(text=content, finish_reason=reason)
         response = to_response(delta, self._sequence, self._request, self._model)
         if not calls and all(field.name in _PLACES for field, _ in response.ListFields()):
             return None

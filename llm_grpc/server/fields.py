@@ -26,6 +26,8 @@ def refuse_unknown_fields(message: Message, path: str = "") -> None:
     """Raise UnsupportedParameter where ``message``, or one inside of it, has a field of another version."""
     refuse_own_unknown_fields(message, path)
     for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
         for name, inner in _messages(field.name, value):
             refuse_unknown_fields(inner, f"{path}{name}.")
 
@@ -128,6 +130,8 @@ def token_list(field: str, ids: Sequence[int], vocabulary_size: int) -> tuple[in
     Raises:
         InvalidParameter: it is longer, or has an id that is not of the vocabulary.
     """
+    if not ids:
+        return ()
     check_length(field, ids)
     return tuple(dict.fromkeys(token_ids(field, ids, vocabulary_size)))
 

@@ -28,7 +28,8 @@ async def whole_text(
 async def asked_of(request: GenerateTextRequest, model: ServedModel, call: Call) -> TextRequest:
     """What ``request`` asks of the generator, checked, and its constraint compiled."""
     asked = call.asked(await beside_if_large(request, lambda: to_text_request(request, model)))
-    return replace(asked, constraint=await to_constraint(request, model))
+    constraint = await to_constraint(request, model)
+    return replace(asked, constraint=constraint) if constraint else asked
 
 
 async def text_of(

@@ -38,9 +38,9 @@ def to_response(
     delta: TextDelta, sequence: int, request: llm_pb2.GenerateTextRequest, model: ServedModel
 ) -> llm_pb2.GenerateTextResponse:
     """One message of a stream; the fields of a last message are set where the delta has a finish reason."""
-    response = llm_pb2.GenerateTextResponse(
-        generated_text=delta.text, index=delta.index, tokens=to_tokens(delta.tokens), sequence=sequence
-    )
+    response = llm_pb2.GenerateTextResponse(generated_text=delta.text, index=delta.index, sequence=sequence)
+    if delta.tokens:
+        response.tokens.extend(to_tokens(delta.tokens))
     if delta.prompt_info:
         response.prompt_info.CopyFrom(to_prompt_info(delta.prompt_info))
     if delta.finish_reason:

@@ -126,6 +126,8 @@ def _temperature(request: llm_pb2.GenerateTextRequest, defaults: ModelConfig) ->
 
 
 def _logit_bias(sampling: llm_pb2.Sampling, vocabulary_size: int) -> tuple[tuple[int, float], ...]:
+    if not sampling.logit_bias:
+        return ()
     bias = dict(sampling.logit_bias)
     check_length("sampling.logit_bias", bias)
     for token, value in bias.items():

@@ -152,7 +152,7 @@ class TextGenerator:
             admitted.num_truncated,
             event.prompt_scores,
         )
-        return replace(delta, prompt_info=info)
+        return delta._replace(prompt_info=info)
 
     def _check_memory(self, num_prompt: int, params: SamplingParams) -> None:
         limit = self._max_request_tokens
@@ -176,5 +176,6 @@ def _ended(
         constraint.check()
     if delta.finish_reason:
         clock.finished(delta.finish_reason)
-    digest = request.adapter.weights.digest if request.adapter else ""
-    return replace(delta, timing=clock.timing() if request.options.timing else None, adapter_digest=digest)
+    if request.adapter:
+        delta = delta._replace(adapter_digest=request.adapter.weights.digest)
+    return delta._replace(timing=clock.timing()) if request.options.timing else delta

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 from llm_grpc.engine.request import TokenEvent
 from llm_grpc.sampling_params import FinishReason, SamplingParams
@@ -49,7 +48,7 @@ class SequenceText:
         is_early = self._num_tokens <= self._params.min_tokens
         if self._stops.push(self._records.flush(tokens), parts, is_early=is_early) is None:
             self._stops.flush(parts)
-        return replace(self._end("".join(parts), tokens), finish_reason=FinishReason.CANCELLED)
+        return self._end("".join(parts), tokens)._replace(finish_reason=FinishReason.CANCELLED)
 
     def push(self, events: Sequence[TokenEvent]) -> TextDelta:
         """Take at least one event; what comes after the end of the text is passed over."""
@@ -93,8 +92,7 @@ class SequenceText:
         self, event: TokenEvent, parts: list[str], tokens: list[TextToken], stop_string: str | None
     ) -> TextDelta:
         ended_by_token = event.finish_reason is FinishReason.EOS or self._is_stop_token(event)
-        return replace(
-            self._end("".join(parts), tokens),
+        return self._end("".join(parts), tokens)._replace(
             finish_reason=event.finish_reason if stop_string is None else FinishReason.STOP,
             stop_string=stop_string,
             stop_token_id=event.token_id if ended_by_token and stop_string is None else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from llm_grpc.metrics import Timing
@@ -42,8 +41,7 @@ class PromptInfo(NamedTuple):
     truncated_tokens: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(NamedTuple):
     """What came since the previous delta of the sequence ``index``; ``tokens`` where the request asks.
 
     ``prompt_info`` is set on the first delta of all where the request asks for it. The fields from
@@ -51,7 +49,7 @@ class TextDelta:
     """
 
     text: str
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # a number hides a method of tuples that nobody calls
     tokens: tuple[TextToken, ...] = ()
     prompt_info: PromptInfo | None = None
     finish_reason: FinishReason | None = None
@@ -79,8 +77,7 @@ def joined(deltas: Sequence[TextDelta]) -> list[TextDelta]:
 
 
 def _joined(deltas: Sequence[TextDelta]) -> TextDelta:
-    return replace(
-        deltas[-1],
+    return deltas[-1]._replace(
         text="".join(delta.text for delta in deltas),
         tokens=tuple(token for delta in deltas for token in delta.tokens),
         prompt_info=deltas[0].prompt_info,

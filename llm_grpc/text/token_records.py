@@ -22,13 +22,15 @@ class TokenRecords:
         with_text: bool,
         shown: Collection[int] = (),
     ) -> None:
-        self._bytes = TokenBytes(tokenizer, Detokenizer(tokenizer, prompt_ids, shown))
+        detokenizer = Detokenizer(tokenizer, prompt_ids, shown)
+        self._bytes = TokenBytes(tokenizer, detokenizer)
+        self._push = self._bytes.push if with_text else detokenizer.push
         self._with_text = with_text
         self._offset = 0
 
     def push(self, token_id: int) -> str:
         """Take the next token; returns the text that is complete now."""
-        return self._bytes.push(token_id)
+        return self._push(token_id)
 
     def flush(self, records: list[TextToken]) -> str:
         """The text that waited; what of it no token has told yet goes to the last of ``records``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -215,7 +214,7 @@ def test_of_greedy_rows_ids_come_back_and_no_logits(paged: Paged) -> None:
     before = paged.runner.traffic.from_device
     paged.runner.run(StepPlan(rows, (), samples))
     assert paged.runner.traffic.from_device - before == 3 * 8
-    drawn = (replace(samples[0], params=SamplingParams(1, temperature=1.0)), *samples[1:])
+    drawn = (samples[0]._replace(params=SamplingParams(1, temperature=1.0)), *samples[1:])
     before = paged.runner.traffic.from_device
     paged.runner.run(StepPlan(rows, (), drawn))
     assert paged.runner.traffic.from_device - before == 3 * 8 + 3 * (8 + 1)
@@ -274,7 +273,7 @@ def test_a_mask_holds_a_row_of_a_step_and_no_other(paged: Paged) -> None:
     plain = asked([KINDS[0], KINDS[0], KINDS[6]], [0, 1, 2])
     free = paged.runner.run(StepPlan(rows, (), plain)).tokens
     mask = FixedMask(vocabulary, {7, 256})
-    held = (plain[0], replace(plain[1], mask=mask), replace(plain[2], banned=(free[2],)))
+    held = (plain[0], plain[1]._replace(mask=mask), plain[2]._replace(banned=(free[2],)))
     found = paged.runner.run(StepPlan(rows, (), held)).tokens
     assert found[0] == free[0]
     assert found[1] in mask.tokens

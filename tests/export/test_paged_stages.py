@@ -109,8 +109,8 @@ def test_tokens_come_in_the_order_of_the_samples(models: Models, num_micro_batch
         ]
         plan = StepPlan(rows, (chunk,), tuple(samples), grants=paged.grants(3, 9))
         first = paged.runner.run(plan).tokens
-        alone = StepPlan(tuple(replace(row, position=13) for row in rows), (), tuple(samples[1:]))
-        alone = replace(alone, samples=tuple(replace(s, row=2 - i) for i, s in enumerate(alone.samples)))
+        alone = StepPlan(tuple(row._replace(position=13) for row in rows), (), tuple(samples[1:]))
+        alone = replace(alone, samples=tuple(s._replace(row=2 - i) for i, s in enumerate(alone.samples)))
         said.append((list(first), list(paged.runner.run(alone).tokens)))
     assert said[0] == said[1]
 

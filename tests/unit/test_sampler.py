@@ -110,17 +110,17 @@ def test_alone_is_as_in_a_batch(logits: Logits, asked: list[Sample]) -> None:
 
 def test_a_mask_is_asked_once_and_one_without_tokens_is_a_bug() -> None:
     mask = FixedMask(VOCABULARY, {3, 40})
-    asked = replace(sample(SamplingParams(1)), mask=mask)
+    asked = sample(SamplingParams(1))._replace(mask=mask)
     logits = np.arange(VOCABULARY, dtype=np.float32)[None]
     assert sample_tokens(logits, [asked]) == [40]
     assert mask.num_waits == 1
-    empty = replace(asked, mask=FixedMask(VOCABULARY, ()))
+    empty = asked._replace(mask=FixedMask(VOCABULARY, ()))
     with pytest.raises(ValueError, match="this is a bug: a mask leaves none of 43 tokens"):
         sample_tokens(logits, [empty])
 
 
 def test_bits_of_a_mask_behind_the_vocabulary_count_for_nothing() -> None:
-    asked = replace(sample(SamplingParams(1)), mask=FixedMask(64, range(VOCABULARY, 64)))
+    asked = sample(SamplingParams(1))._replace(mask=FixedMask(64, range(VOCABULARY, 64)))
     with pytest.raises(ValueError, match="this is a bug"):
         sample_tokens(np.zeros((1, VOCABULARY), np.float32), [asked])
 
@@ -201,10 +201,10 @@ TABLE = CHECKED | {
 def chi_square(params: SamplingParams, num_seeds: int) -> tuple[float, int]:
     """Of tokens drawn with seeds 0 and on against the reference; and its degrees of freedom."""
     logits = np.array([-1.5, 0.3, 0.1, 1.2, -0.4, 0.7, 1.1, -2.0, 0.0, 0.9, 1.6, 2.1], np.float32)
-    asked = replace(sample(params), prompt_ids=(1, 3, 3, 7), output_ids=(6, 11, 6, 3, 10))
+    asked = sample(params)._replace(prompt_ids=(1, 3, 3, 7), output_ids=(6, 11, 6, 3, 10))
     wanted = reference(logits.tolist(), asked)
     assert wanted.margin > 1e-6
-    seeds = (replace(asked, params=replace(params, seed=seed)) for seed in range(num_seeds))
+    seeds = (asked._replace(params=replace(params, seed=seed)) for seed in range(num_seeds))
     drawn = [sample_tokens(logits[None], [one])[0] for one in seeds]
     expected = np.array(wanted.probabilities) * num_seeds
     found = np.bincount(drawn, minlength=logits.size)

@@ -130,7 +130,7 @@ def test_each_sequence_gets_what_it_gets_alone(texts: list[str]) -> None:
     for i, answer in enumerate(together):
         own = (seed + i) % 2**64
         alone = TextRequest("the cat", replace(params, seed=own), options=TOKENS)
-        assert answers(ManyEngine(says), alone) == [replace(answer, index=0)]
+        assert answers(ManyEngine(says), alone) == [answer._replace(index=0)]
         assert answer.seed == own
 
 
