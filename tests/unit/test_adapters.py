@@ -203,8 +203,8 @@ async def test_keys_of_an_adapter_are_no_other_ones() -> None:
 @given(st.text(), st.text(), st.integers(0, 12), st.integers(0, 12))
 def test_no_salt_is_that_of_another_adapter(salt: str, other_salt: str, adapter: int, other: int) -> None:
     """Whatever callers send as their salts."""
-    one, two = request(1, [1], salt=salt), request(2, [1], salt=other_salt)
-    one.adapter, two.adapter = adapter, other
+    one = request(1, [1], salt=salt, adapter=adapter)
+    two = request(2, [1], salt=other_salt, adapter=other)
     assert (one.salt == two.salt) == ((salt, adapter) == (other_salt, other))
 
 
