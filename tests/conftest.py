@@ -40,6 +40,23 @@ def tool() -> Callable[[str], str]:
     return find
 
 
+@pytest.fixture(scope="session")
+def go_program(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tests of clients/go as a program, compiled as .ci/tools compiles its own, to share builds."""
+    go = shutil.which("go")
+    if go is None:
+        pytest.skip("Go is not installed")
+    path = tmp_path_factory.mktemp("go") / "contract.test"
+    subprocess.run(
+        [go, "test", "-c", "-trimpath", "-gcflags=all=-N -l", "-ldflags=-s -w", "-o", path, "."],
+        cwd=repository / "clients" / "go",
+        env={**os.environ, "GOTOOLCHAIN": "local", "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly"},
+        check=True,
+        timeout=600,
+    )
+    return path
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what needs a GPU, unless the marks that are asked for name it."""
     if "gpu" in config.option.markexpr:

@@ -8,6 +8,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"os"
@@ -413,6 +414,39 @@ func TestAdapters(t *testing.T) {
 	refused(t, err, codes.NotFound, "ADAPTER_NOT_FOUND")
 	_, err = generator.GenerateText(ctx, &llm.GenerateTextRequest{Prompt: prompt, Adapter: "french"})
 	refused(t, err, codes.FailedPrecondition, "UNSUPPORTED_PARAMETER")
+}
+
+// LLM_GRPC_ADAPTER is an adapter's directory on the server, whose model has room for it.
+func TestLoadedAdapter(t *testing.T) {
+	path := os.Getenv("LLM_GRPC_ADAPTER")
+	if path == "" {
+		t.Skip("LLM_GRPC_ADAPTER is not set")
+	}
+	ctx, generator := service(t)
+	admin := llm.NewAdminServiceClient(connect(t, "LLM_GRPC_ADMIN_ADDRESS"))
+	loaded, err := admin.LoadAdapter(ctx, &llm.LoadAdapterRequest{Name: "go", Path: path})
+	check(t, err)
+	expect(t, loaded.Adapter.Name == "go" && loaded.Adapter.Rank > 0, loaded)
+	_, err = admin.LoadAdapter(ctx, &llm.LoadAdapterRequest{Name: "go", Path: path})
+	refused(t, err, codes.AlreadyExists, "ADAPTER_EXISTS")
+
+	texts := map[string]string{}
+	for _, name := range []string{"", "go"} {
+		answer, err := generator.GenerateText(ctx, &llm.GenerateTextRequest{
+			PromptTokenIds: []int32{3, 1, 4, 1, 5}, MaxTokens: 12, Adapter: name,
+			Stopping: &llm.Stopping{IgnoreEos: true}, ResponseOptions: &llm.ResponseOptions{Tokens: true, Receipt: true},
+		})
+		check(t, err)
+		expect(t, (answer.Receipt.AdapterDigest == loaded.Adapter.Digest) == (name == "go"), answer.Receipt)
+		for _, token := range answer.Tokens {
+			texts[name] += fmt.Sprint(token.Id, " ")
+		}
+	}
+	expect(t, texts[""] != texts["go"], texts)
+	_, err = admin.UnloadAdapter(ctx, &llm.UnloadAdapterRequest{Name: "go"})
+	check(t, err)
+	_, err = generator.GenerateText(ctx, &llm.GenerateTextRequest{Prompt: "a", Adapter: "go"})
+	refused(t, err, codes.NotFound, "ADAPTER_NOT_FOUND")
 }
 
 func TestIdentity(t *testing.T) {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,23 +24,6 @@ models:
 """
 
 
-@pytest.fixture(scope="session")
-def program(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Go tests as a program, compiled as .ci/tools compiles its own, so that both share what is built."""
-    go = shutil.which("go")
-    if go is None:
-        pytest.skip("Go is not installed")
-    path = tmp_path_factory.mktemp("go") / "contract.test"
-    subprocess.run(
-        [go, "test", "-c", "-trimpath", "-gcflags=all=-N -l", "-ldflags=-s -w", "-o", path, "."],
-        cwd=repository / "clients" / "go",
-        env={**os.environ, "GOTOOLCHAIN": "local", "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly"},
-        check=True,
-        timeout=600,
-    )
-    return path
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     config = tmp_path_factory.mktemp("config") / "config.yaml"
@@ -51,9 +33,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 @pytest.mark.timeout(600)  # the first build compiles gRPC
-def test_go_speaks_the_contract(program: Path, server: ServerProcess) -> None:
+def test_go_speaks_the_contract(go_program: Path, server: ServerProcess) -> None:
     done = subprocess.run(
-        [program, "-test.v"],
+        [go_program, "-test.v"],
         env={
             **os.environ,
             "LLM_GRPC_ADDRESS": server.address,
@@ -66,7 +48,7 @@ def test_go_speaks_the_contract(program: Path, server: ServerProcess) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert len(re.findall("--- PASS: ", done.stdout)) == 14
-    assert "--- SKIP" not in done.stdout
+    assert re.findall("--- SKIP: ([A-Za-z]+)", done.stdout) == ["TestLoadedAdapter"]  # see tests/export
 
 
 def test_the_module_asks_for_what_the_tools_are_built_with(repository: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from llm_grpc.export.adapter import export_adapter
 from llm_grpc.export.command import export
 from llm_grpc.export.recipe import Recipe
 from llm_grpc.v1 import admin_pb2
+from llm_grpc.v1.llm_pb2 import GenerateTextRequest, GenerateTextResponse, ResponseOptions, Stopping
 from tests.export.peft_adapters import matrices, merged, save_adapter
 from tests.export.random_model import Eager
 from tests.rpc.process import HANG_S, ServerProcess
@@ -134,6 +136,47 @@ def test_a_stream_keeps_the_adapter_that_it_began_with(
             found += [token.id for part in parts for token in part.tokens]
         assert found == torch_a.greedy(PROMPT, 100)
         admin("LoadAdapter", name="c", path=str(adapters["c"]))  # in the room that it left
+
+
+def test_every_method_takes_an_adapter(server: ServerProcess, wanted: dict[str, list[int]]) -> None:
+    with Client(server.address) as client:
+        scores = {
+            name: client.score(PROMPT, [wanted["a"], wanted[""]], adapter=name).scores for name in ("", "a")
+        }
+        assert scores["a"][0].logprob > scores["a"][1].logprob, "what it says itself is likelier"
+        assert scores[""][0].logprob < scores[""][1].logprob
+        stopping, options = Stopping(ignore_eos=True), ResponseOptions(tokens=True, receipt=True)
+        items = [
+            GenerateTextRequest(
+                prompt_token_ids=PROMPT, max_tokens=NUM_TOKENS, adapter=name, stopping=stopping,
+                response_options=options,
+            )
+            for name in ("a", "", "a")
+        ]  # fmt: skip
+        for item, response in client.generate_batch(items):
+            assert isinstance(response, GenerateTextResponse)
+            name = items[item].adapter
+            assert [token.id for token in response.tokens] == wanted[name]
+            assert bool(response.receipt.adapter_digest) == bool(name)
+        several = client.generate(
+            PROMPT, max_tokens=NUM_TOKENS, adapter="a", ignore_eos=True, tokens=True, temperature=1e-3, n=3,
+            seed=1, cache_disabled=True,
+        )  # fmt: skip
+        assert [[token.id for token in each.tokens] for each in several.sequences] == [wanted["a"]] * 3
+
+
+def test_a_go_program_loads_one(go_program: Path, server: ServerProcess, adapters: dict[str, Path]) -> None:
+    done = subprocess.run(
+        [go_program, "-test.v", "-test.run=TestLoadedAdapter"],
+        env={
+            **os.environ,
+            "LLM_GRPC_ADDRESS": server.address,
+            "LLM_GRPC_ADMIN_ADDRESS": server.admin_address,
+            "LLM_GRPC_ADAPTER": str(adapters["b"]),
+        },
+        check=False, capture_output=True, text=True, timeout=HANG_S,
+    )  # fmt: skip
+    assert "--- PASS: TestLoadedAdapter" in done.stdout, done.stdout
 
 
 def test_a_model_without_room(model_dir: Path, adapters: dict[str, Path]) -> None:
