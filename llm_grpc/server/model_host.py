@@ -103,7 +103,9 @@ class ModelHost:
         if model.verify_digest:
             await asyncio.to_thread(check_digests, model.model, manifest)
         tokenizer = await asyncio.to_thread(self._tokenizer)
-        constraints = await asyncio.to_thread(constraints_for, tokenizer, manifest)
+        constraints = None
+        if model.constraints:
+            constraints = await asyncio.to_thread(constraints_for, tokenizer, manifest)
         worker = Worker(WORKER)  # recordings of a GPU are those of the thread that made them
         loading = worker.submit(
             lambda: warm_runner(self._settings, manifest, self._make_runner, promised_bytes)

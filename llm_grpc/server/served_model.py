@@ -26,8 +26,8 @@ class Runtime:
 class ServedModel:
     """What it is, what a request may ask of it, what it gets by default, and who serves it.
 
-    ``max_held`` is how many sequences the server holds at once. ``constraints`` are None where the tokenizer
-    allows none.
+    ``max_held`` is how many sequences the server holds at once. ``constraints`` are None where the model
+    takes none.
     """
 
     name: str

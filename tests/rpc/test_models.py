@@ -17,7 +17,7 @@ from llm_grpc.config import EngineConfig, ModelConfig, ModelSettings
 from llm_grpc.engine.model_runner import ModelRunner
 from llm_grpc.errors import StartupError
 from llm_grpc.server.app import Server
-from llm_grpc.v1 import admin_pb2, admin_pb2_grpc, llm_pb2_grpc, model_pb2, model_pb2_grpc
+from llm_grpc.v1 import admin_pb2, admin_pb2_grpc, llm_pb2, llm_pb2_grpc, model_pb2, model_pb2_grpc
 from llm_grpc.v1.llm_pb2 import GenerateTextRequest as Request
 from tests.rpc.conftest import loopback, until
 from tests.rpc.models import write_model_dir
@@ -335,6 +335,21 @@ async def test_the_server_tells_what_it_is(scripted_model: Path) -> None:
         unknown = model_pb2.GetServerInfoRequest.FromString(b"\x98\x06\x01")
         error = await refusal(stub.GetServerInfo(unknown, timeout=HANG_S))
         assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_constraints_can_be_turned_off(scripted_model: Path) -> None:
+    models = [ModelSettings(ModelConfig(model=scripted_model, constraints=False), EngineConfig())]
+    server = Server(models, loopback(metrics_address=""), make_runner=lambda *_: ScriptedRunner())
+    await server.start()
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        stub = model_pb2_grpc.ModelServiceStub(channel)
+        model = (await stub.GetModel(model_pb2.GetModelRequest(), timeout=HANG_S)).model
+        request = Request(prompt="a", constraint=llm_pb2.Constraint(regex="a"))
+        with pytest.raises(grpc.aio.AioRpcError, match="'scripted' takes no constraints") as refused:
+            await llm_pb2_grpc.LLMServiceStub(channel).GenerateText(request, timeout=HANG_S)
+    await server.close()
+    assert not model.capabilities.constraints
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
 async def test_a_model_tells_its_defaults_and_what_it_can(scripted_model: Path) -> None:

@@ -42,9 +42,7 @@ async def test_no_constraint_is_none_whatever_the_model() -> None:
 
 
 async def test_a_model_without_constraints_says_so() -> None:
-    with pytest.raises(
-        UnsupportedParameter, match="constraint: the tokenizer of 'here' allows no constraint"
-    ):
+    with pytest.raises(UnsupportedParameter, match="constraint: the model 'here' takes no constraints"):
         await to_constraint(llm_pb2.GenerateTextRequest(constraint=CONSTRAINT), model(None))
 
 
