@@ -26,9 +26,7 @@ def num_logprobs(options: llm_pb2.ResponseOptions) -> int | None:
     Raises:
         InvalidParameter: more than the server tells.
     """
-    field, num_top = "response_options.top_logprobs", options.top_logprobs
-    num_top = whole_in_range(field, num_top, 0, MAX_TOP_LOGPROBS)
-    return num_top if options.logprobs or num_top else None
+    return _num_told("top_logprobs", options.top_logprobs, options.logprobs)
 
 
 def num_prompt_logprobs(options: llm_pb2.ResponseOptions) -> int | None:
@@ -37,6 +35,9 @@ def num_prompt_logprobs(options: llm_pb2.ResponseOptions) -> int | None:
     Raises:
         InvalidParameter: more than the server tells.
     """
-    field, num_top = "response_options.prompt_top_logprobs", options.prompt_top_logprobs
-    num_top = whole_in_range(field, num_top, 0, MAX_TOP_LOGPROBS)
-    return num_top if options.prompt_logprobs or num_top else None
+    return _num_told("prompt_top_logprobs", options.prompt_top_logprobs, options.prompt_logprobs)
+
+
+def _num_told(field: str, num_top: int, is_asked: bool) -> int | None:
+    num_top = whole_in_range(f"response_options.{field}", num_top, 0, MAX_TOP_LOGPROBS)
+    return num_top if is_asked or num_top else None
